@@ -1,0 +1,175 @@
+"""The command line `archipelago`. Each command prints what it does and ends with 0, or with one clear error and 1."""
+
+import argparse
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import yaml
+
+from deployments.check import check, port_is_free
+from deployments.config import Config, load_config, parse_config
+from deployments.config_messages import ConfigError, reference
+from deployments.run_record import RunRecord, record_path
+
+EPILOG = """\
+examples:
+  archipelago serve                               a tiny model on a simulated cluster of this machine
+  archipelago serve --model Qwen/Qwen3-0.6B       the same cluster, another model
+  archipelago serve my.yaml --block               as configured; stay in the foreground
+  archipelago check my.yaml                       find every mistake without starting anything
+  archipelago check --fields                      every field of a configuration file
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    arguments = parser().parse_args(argv)
+    command: Callable[[argparse.Namespace], int] = arguments.run
+    try:
+        return command(arguments)
+    except ConfigError as error:
+        print(f"archipelago: the configuration has mistakes\n{error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("archipelago: interrupted", file=sys.stderr)
+    return 1
+
+
+def parser() -> argparse.ArgumentParser:
+    """The commands and their options."""
+    root = argparse.ArgumentParser(
+        prog="archipelago",
+        description="Serve large language models that are cut over several GPUs, on Ray and vLLM.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = root.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    serve = commands.add_parser("serve", help="start serving a model; returns when it answers")
+    _add_config(serve)
+    serve.add_argument("--block", action="store_true", help="stay in the foreground; stop everything on Ctrl-C")
+    serve.set_defaults(run=_serve)
+
+    status = commands.add_parser("status", help="show where every shard really runs (exit code 1 if not as planned)")
+    status.set_defaults(run=_status)
+
+    stop = commands.add_parser("stop", help="end what `archipelago serve` started from this directory")
+    stop.set_defaults(run=_stop)
+
+    checker = commands.add_parser("check", help="find the mistakes in a configuration without starting anything")
+    _add_config(checker)
+    checker.add_argument("--fields", action="store_true", help="describe every field of a configuration file instead")
+    checker.set_defaults(run=_check)
+    return root
+
+
+def _add_config(command: argparse.ArgumentParser) -> None:
+    command.add_argument("config", nargs="?", metavar="CONFIG", help="a YAML file (default: the one shipped for demos)")
+    command.add_argument("--model", metavar="M", help="serve this instead: a made model, a directory or a hub id")
+    command.add_argument("--shape", metavar="S", help="cut each replica like this instead: tp2pp2, tp4, auto, ...")
+    command.add_argument("--port", type=int, metavar="P", help="listen on this port instead")
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    checked = check(_config(arguments), environ=os.environ, port_is_free=port_is_free)
+    say = _progress()
+    for note in checked.notes:
+        say(note)
+    say("loading Ray")
+    from deployments import launch
+
+    # SIGTERM must take back what was started, as Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    path = record_path(os.environ, Path.cwd())
+    try:
+        record = launch.serve(checked, path, os.environ, say)
+    except launch.LaunchError as error:
+        print(f"archipelago: {error}", file=sys.stderr)
+        return 1
+    say(f"serving {record.model} at {record.url}")
+    _print_status(path)
+    print(_curl(record))
+    if arguments.block:
+        try:
+            signal.pause()
+        finally:
+            launch.stop(path, say)
+    return 0
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    return 0 if _print_status(record_path(os.environ, Path.cwd())) else 1
+
+
+def _print_status(path: Path) -> bool:
+    from deployments import launch
+    from deployments.status_table import print_status
+
+    answer = launch.status(path)
+    if answer is None:
+        print("archipelago: nothing is served from this directory; start with `archipelago serve`", file=sys.stderr)
+        return False
+    record, reports = answer
+    return print_status(record, reports, is_serving=launch.is_serving(record))
+
+
+def _stop(arguments: argparse.Namespace) -> int:
+    from deployments import launch
+
+    if not launch.stop(record_path(os.environ, Path.cwd()), _progress()):
+        print("archipelago: nothing was started from this directory")
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    if arguments.fields:
+        print(reference(Config))
+        return 0
+    checked = check(_config(arguments), environ=os.environ, port_is_free=port_is_free)
+    for note in checked.notes:
+        print(f"note: {note}")
+    for index, layout in enumerate(checked.layouts or ()):
+        seats = ", ".join(f"rank {seat.rank} on {seat.node} in {seat.island}" for seat in layout.seats)
+        print(f"replica {index}: {layout.shape}: {seats}")
+    print("no mistakes found")
+    return 0
+
+
+def _config(arguments: argparse.Namespace) -> Config:
+    config = load_config(Path(arguments.config) if arguments.config else default_config())
+    document = config.model_dump(mode="json")
+    model = document["models"][0]
+    if arguments.model is not None:
+        # The rest of the section is about how to run a model; these are about the one that is replaced.
+        document["models"][0] = model = {key: model[key] for key in ("shape", "replicas", "engine")}
+        model["source"] = arguments.model
+    if arguments.shape is not None:
+        model["shape"] = arguments.shape
+    if arguments.port is not None:
+        document["endpoint"]["port"] = arguments.port
+    return parse_config(yaml.safe_dump(document))
+
+
+def default_config() -> Path:
+    """The configuration for `archipelago serve` without one: a tiny model on two simulated islands."""
+    return Path(__file__).parent / "configs" / "local.yaml"
+
+
+def _progress() -> Callable[[str], None]:
+    started_s = time.monotonic()
+
+    def say(message: str) -> None:
+        print(f"[{time.monotonic() - started_s:6.1f} s] {message}", flush=True)
+
+    return say
+
+
+def _curl(record: RunRecord) -> str:
+    messages = [{"role": "user", "content": "Hello"}]
+    body = json.dumps({"model": record.model, "messages": messages, "max_tokens": 32, "stream": True})
+    url = f"{record.url}/v1/chat/completions"
+    return f"\nTry it:\n  curl -N {url} -H 'Content-Type: application/json' \\\n    -d '{body}'"

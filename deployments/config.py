@@ -1,0 +1,172 @@
+"""The configuration file: one YAML document that says what to serve, on which cluster, and where.
+
+Here are only its fields and their own limits. What can be said about a configuration as a whole, without starting
+anything, is in `check.py`; how a mistake is worded, in `config_messages.py`.
+"""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator
+
+from deployments.config_messages import ConfigError, problems_of, shown
+from deployments.yaml_reading import YamlError, read_yaml
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@/+-]*")
+_ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:/\[\]]+):(?P<port>[1-9][0-9]{0,4})")
+_MAX_PORT = 65535
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True, allow_inf_nan=False)
+
+
+def _last_part(validated: dict[str, Any]) -> str:
+    return Path(str(validated["source"])).name
+
+
+class ModelConfig(_Section):
+    """One model and how its replicas are cut."""
+
+    source: str = Field(
+        min_length=1,
+        description="Where the model comes from: the name of a model made locally (tiny-llama, tiny-moe, bench-100m), "
+        "a directory, or a Hugging Face id.",
+    )
+    name: str = Field(
+        default_factory=_last_part,
+        description="The name clients ask for. Default: the last part of `source`.",
+    )
+    shape: str = Field(
+        default="auto",
+        description="How one replica is cut: `auto`, or degrees such as tp4, tp2pp2 or tp2ep2.",
+    )
+    replicas: int = Field(default=1, ge=1, description="Number of replicas.")
+    engine: dict[str, JsonValue] = Field(
+        default_factory=dict,
+        description="Arguments of the vLLM engine, named as in vLLM's EngineArgs (max_model_len, dtype, ...). "
+        "Those that follow from other fields here, such as tensor_parallel_size, are refused.",
+    )
+    tool_call_parser: str | None = Field(
+        default=None,
+        description="vLLM's parser for the tool calls of this model (hermes for the models made locally); "
+        "also turns automatic tool choice on.",
+    )
+    reasoning_parser: str | None = Field(
+        default=None, description="vLLM's parser that separates this model's reasoning from its answer."
+    )
+    chat_template: str | None = Field(
+        default=None, description="A file with a Jinja chat template, or the template itself. Default: the model's own."
+    )
+
+    @field_validator("name")
+    @classmethod
+    def _is_name(cls, name: str) -> str:
+        if not _NAME.fullmatch(name):
+            raise ValueError("give letters, digits and . _ : @ / + -, beginning with a letter or a digit")
+        return name
+
+
+class SimulatedCluster(_Section):
+    """GPUs that only exist for the scheduler: the models run on this machine's processor."""
+
+    kind: Literal["simulated"] = Field(default="simulated", description="A cluster simulated on this machine.")
+    islands: int = Field(default=2, ge=1, le=64, description="Number of islands; each is a Ray node of its own.")
+    gpus_per_island: int = Field(default=2, ge=1, le=72, description="Simulated GPUs in each island.")
+    gpu_memory_gib: float = Field(
+        default=1.0, gt=0, le=1024, description="Memory the planner takes each simulated GPU to have, in GiB."
+    )
+
+
+class RayCluster(_Section):
+    """A running Ray cluster; its GPUs and islands are discovered."""
+
+    kind: Literal["ray"] = Field(default="ray", description="A Ray cluster that is running already.")
+    address: str = Field(
+        default="auto",
+        description="`auto` for the cluster this machine belongs to, or host:port of its head (often port 6379).",
+    )
+
+    @field_validator("address")
+    @classmethod
+    def _is_address(cls, address: str) -> str:
+        match = _ADDRESS.fullmatch(address)
+        if address != "auto" and (match is None or int(match["port"]) > _MAX_PORT):
+            raise ValueError("give 'auto' or host:port")
+        return address
+
+
+class EndpointConfig(_Section):
+    """Where clients connect."""
+
+    host: str = Field(default="127.0.0.1", min_length=1, description="Address to listen on; 0.0.0.0 for all.")
+    port: int = Field(default=8000, ge=1, le=_MAX_PORT, description="TCP port to listen on.")
+    ingresses: int = Field(default=1, ge=1, le=64, description="Number of processes that speak HTTP with clients.")
+
+
+class LimitsConfig(_Section):
+    """How long to wait before giving up."""
+
+    start_timeout_s: float = Field(default=600.0, gt=0, description="Seconds for a replica to become ready.")
+    drain_timeout_s: float = Field(
+        default=30.0, ge=0, description="Seconds that requests in flight have to finish when a replica is stopped."
+    )
+    step_timeout_s: int = Field(
+        default=60, ge=1, description="Seconds one engine step may take before the replica counts as failed."
+    )
+
+
+class Config(_Section):
+    """A whole configuration file."""
+
+    # YAML has lists where Python has tuples, which a strict field would refuse.
+    models: Annotated[tuple[ModelConfig, ...], Field(strict=False)] = Field(
+        description="The models to serve; exactly one for now."
+    )
+    cluster: Annotated[SimulatedCluster | RayCluster, Field(discriminator="kind")] = Field(
+        default_factory=SimulatedCluster, description="The GPUs to serve on. Default: a simulated cluster."
+    )
+    endpoint: EndpointConfig = Field(default_factory=EndpointConfig, description="Where clients connect.")
+    limits: LimitsConfig = Field(default_factory=LimitsConfig, description="How long to wait before giving up.")
+
+    @field_validator("models")
+    @classmethod
+    def _is_one_model(cls, models: tuple[ModelConfig, ...]) -> tuple[ModelConfig, ...]:
+        if not models:
+            raise ValueError("give exactly one model")
+        if len(models) > 1:
+            raise ValueError("several models behind one endpoint are not supported yet; give exactly one")
+        return models
+
+    @property
+    def model(self) -> ModelConfig:
+        """The one model."""
+        return self.models[0]
+
+
+def load_config(path: Path) -> Config:
+    """Read a configuration file. Raises `ConfigError` with everything that is wrong with its fields."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError([f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8 text"]) from error
+    except OSError as error:
+        raise ConfigError([f"{path}: cannot be read ({error.strerror}); give an existing YAML file"]) from error
+    return parse_config(text, origin=str(path))
+
+
+def parse_config(text: str, *, origin: str = "configuration") -> Config:
+    """Read a configuration from YAML text. Raises `ConfigError`; `origin` is what it calls a text that is no mapping."""
+    try:
+        document = read_yaml(text)
+    except YamlError as error:
+        raise ConfigError([f"{origin}: {error}"]) from error
+    if document is None:
+        raise ConfigError([f"{origin}: is empty; give at least models with one source"])
+    if not isinstance(document, dict):
+        raise ConfigError([f"{origin}: holds {shown(document)}; give a mapping with at least models"])
+    try:
+        return Config.model_validate(document)
+    except ValidationError as error:
+        raise ConfigError(problems_of(error, Config.model_json_schema())) from error

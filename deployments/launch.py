@@ -1,0 +1,212 @@
+"""`archipelago serve`, `status` and `stop`: what is started, asked and ended, in order."""
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+import ray
+
+from deployments import fleet, local_cluster, run_record
+from deployments.check import Checked
+from deployments.config import Config, RayCluster
+from deployments.fleet import FleetPlan
+from deployments.islands import Inventory, NoGpusError, inventory
+from deployments.local_cluster import ClusterStartError, LocalCluster
+from deployments.placing import place_replicas
+from deployments.replica import ReplicaReport
+from deployments.run_record import RunRecord
+from deployments.tiny_models import cache_root, make_model
+
+GIB = 2**30
+POLL_S = 0.25
+HTTP_TIMEOUT_S = 5.0
+Say = Callable[[str], None]
+
+
+class LaunchError(Exception):
+    """One sentence for the user: what stood in the way, and what to do."""
+
+
+def serve(checked: Checked, record_path: Path, environ: Mapping[str, str], say: Say) -> RunRecord:
+    """Start everything a checked configuration asks for; returns when requests are answered.
+
+    Whatever was started is ended again when a later step fails or the user interrupts.
+
+    Raises:
+        LaunchError: already serving from here, or a step failed.
+        ConfigError: the discovered cluster cannot hold what is configured.
+    """
+    running = run_record.read(record_path)
+    if running is not None and is_alive(running):
+        raise LaunchError(f"already serving {running.model} at {running.url}; end it first with `archipelago stop`")
+    if checked.source.made is not None:
+        say(f"making the model {checked.source.made} (kept for the next time)")
+        make_model(checked.source.made, cache_root(environ))
+    record = None
+    cluster = _start_cluster(checked.config, environ, say)
+    try:
+        _connect(cluster.address if cluster else _address(checked.config))
+        where = inventory(ray.nodes(), _gpu_memory_bytes(checked.config))  # type: ignore[no-untyped-call]
+        plan = fleet_plan(checked, where)
+        record = _record(plan, cluster)
+        run_record.write(record_path, record)
+        _deploy(plan, where, say)
+    except BaseException as error:
+        say("taking back what was started")
+        _take_back(cluster, record, record_path)
+        if isinstance(error, fleet.FleetStartError | NoGpusError):
+            raise LaunchError(str(error)) from error
+        raise
+    finally:
+        ray.shutdown()
+    return record
+
+
+def stop(record_path: Path, say: Say) -> bool:
+    """End what `serve` started, and nothing else; False when nothing was running."""
+    record = run_record.read(record_path)
+    if record is None:
+        return False
+    say(f"stopping {record.model}")
+    if record.cluster is not None:
+        say(f"{local_cluster.stop(record.cluster)} processes have ended")
+    else:
+        with _connected(record.ray_address):
+            say(f"draining {len(record.replicas)} replicas, for {record.drain_timeout_s:g} s at the most")
+            fleet.delete((record.ingress, *record.replicas), record.drain_timeout_s)
+    record_path.unlink(missing_ok=True)
+    return True
+
+
+def status(record_path: Path) -> tuple[RunRecord, dict[str, ReplicaReport | str]] | None:
+    """Ask every replica of the running deployment where it is; None when nothing is running."""
+    record = run_record.read(record_path)
+    if record is None or not is_alive(record):
+        return None
+    with _connected(record.ray_address):
+        return record, fleet.reports(record.replicas)
+
+
+def is_alive(record: RunRecord) -> bool:
+    """Whether anything of a recorded deployment is still there."""
+    if record.cluster is not None:
+        return any(True for _ in local_cluster.processes(record.cluster.cluster_id))
+    return _health(record.url) is not None
+
+
+def is_serving(record: RunRecord) -> bool:
+    """Whether the endpoint answers requests now."""
+    return _health(record.url) == httpx.codes.OK
+
+
+def fleet_plan(checked: Checked, where: Inventory) -> FleetPlan:
+    """Seat the replicas on the cluster that is really there. Raises ConfigError where they do not fit."""
+    config, model = checked.config, checked.config.model
+    placed = place_replicas(model, checked.shape, checked.model, where.cluster)
+    engine_args: dict[str, Any] = {**model.engine, "served_model_name": model.name}
+    if model.reasoning_parser is not None:
+        engine_args["reasoning_parser"] = model.reasoning_parser
+    frontend_args = {
+        "chat_template": model.chat_template,
+        "tool_call_parser": model.tool_call_parser,
+        "enable_auto_tool_choice": model.tool_call_parser is not None,
+    }
+    return FleetPlan(
+        model=model.name,
+        source=checked.source.location,
+        layouts=placed.layouts,
+        engine_args=engine_args,
+        frontend_args=frontend_args,
+        host=config.endpoint.host,
+        port=config.endpoint.port,
+        ingresses=config.endpoint.ingresses,
+        start_timeout_s=config.limits.start_timeout_s,
+        drain_timeout_s=config.limits.drain_timeout_s,
+        step_timeout_s=config.limits.step_timeout_s,
+    )
+
+
+def _start_cluster(config: Config, environ: Mapping[str, str], say: Say) -> LocalCluster | None:
+    if isinstance(config.cluster, RayCluster):
+        return None
+    say(f"starting a Ray cluster: {config.cluster.islands} simulated nodes, {config.cluster.gpus_per_island} GPUs each")
+    try:
+        return local_cluster.start(config.cluster.islands, config.cluster.gpus_per_island, environ)
+    except ClusterStartError as error:
+        raise LaunchError(str(error)) from error
+
+
+def _deploy(plan: FleetPlan, where: Inventory, say: Say) -> None:
+    for name, layout in zip(plan.replica_names, plan.layouts, strict=True):
+        islands = ", ".join(sorted({seat.island for seat in layout.seats}))
+        say(f"starting {name}: {layout.shape.gpus} workers on {islands}")
+    fleet.deploy(plan, where)
+    fleet.wait_until_running(plan, lambda name, state: say(f"{name} is {state}"))
+    deadline_s = time.monotonic() + plan.start_timeout_s
+    while _health(url_of(plan)) != httpx.codes.OK:
+        if time.monotonic() > deadline_s:
+            raise LaunchError(f"{url_of(plan)}/health did not turn healthy within {plan.start_timeout_s:g} s")
+        time.sleep(POLL_S)
+
+
+def _take_back(cluster: LocalCluster | None, record: RunRecord | None, record_path: Path) -> None:
+    if cluster is not None:
+        local_cluster.stop(cluster)
+    elif record is not None:
+        fleet.delete((record.ingress, *record.replicas), drain_timeout_s=0)
+    record_path.unlink(missing_ok=True)
+
+
+def _record(plan: FleetPlan, cluster: LocalCluster | None) -> RunRecord:
+    return RunRecord(
+        ray_address=ray.get_runtime_context().gcs_address,
+        cluster=cluster,
+        model=plan.model,
+        url=url_of(plan),
+        ingress=plan.ingress_name,
+        replicas=plan.replica_names,
+        drain_timeout_s=plan.drain_timeout_s,
+    )
+
+
+def url_of(plan: FleetPlan) -> str:
+    """Where a client on this machine finds the endpoint."""
+    host = "127.0.0.1" if plan.host == "0.0.0.0" else plan.host
+    return f"http://{host}:{plan.port}"
+
+
+def _address(config: Config) -> str:
+    return config.cluster.address if isinstance(config.cluster, RayCluster) else "auto"
+
+
+def _gpu_memory_bytes(config: Config) -> int:
+    return 0 if isinstance(config.cluster, RayCluster) else int(config.cluster.gpu_memory_gib * GIB)
+
+
+def _connect(address: str) -> None:
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except ConnectionError as error:
+        message = f"cluster.address: no Ray cluster answers at {address!r}; start one with `ray start --head`"
+        raise LaunchError(message) from error
+
+
+@contextlib.contextmanager
+def _connected(address: str) -> Iterator[None]:
+    _connect(address)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _health(url: str) -> int | None:
+    try:
+        return httpx.get(f"{url}/health", timeout=HTTP_TIMEOUT_S).status_code
+    except httpx.HTTPError:
+        return None

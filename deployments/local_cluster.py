@@ -1,0 +1,156 @@
+"""An archipelago in small: simulated nodes on this machine, each one island of CPU slots that Ray counts as GPUs.
+
+Every node is a raylet with a loopback address of its own (127.0.0.2, 127.0.0.3, ...: Ray replaces 127.0.0.1 by the
+machine's public address), so that Ray and vLLM tell the nodes apart as they would tell machines apart. All processes of
+one cluster carry its id in their environment, and inherit it to whatever they start: that, not `ray stop` (which ends
+every Ray on the machine), is how `stop` finds them.
+"""
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from deployments.islands import ISLAND_LABEL, NODE_LABEL
+from deployments.simulated_gpus import SIMULATED_GPUS_ENV
+
+CLUSTER_ID_ENV = "ARCHIPELAGO_CLUSTER"
+OBJECT_STORE_BYTES = 100 * 2**20  # nothing large travels through Ray's object store
+LOGICAL_CPUS = 8  # per node, for Serve's own actors; real cores are shared by all simulated nodes anyway
+NODE_START_TIMEOUT_S = 120
+TERMINATE_GRACE_S = 3  # GCS and the log monitors do not heed SIGTERM while workers end
+
+
+class ClusterStartError(Exception):
+    """A simulated node did not start; the message holds the end of what Ray printed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalCluster:
+    """A running simulated cluster; all that is needed to find it again from another process."""
+
+    cluster_id: str
+    address: str
+    temp_dir: str
+
+
+def start(islands: int, gpus_per_island: int, environ: Mapping[str, str]) -> LocalCluster:
+    """Start ``islands`` simulated nodes with ``gpus_per_island`` slots each; the first is also Ray's head.
+
+    Raises:
+        ClusterStartError: a node did not come up. Nothing is left running.
+    """
+    # Ray puts unix sockets below its directory, and their paths must stay under 108 characters: hence not the cwd.
+    temp_dir = tempfile.mkdtemp(prefix="archipelago-")
+    cluster_id = uuid.uuid4().hex[:12]
+    port = free_port()
+    cluster = LocalCluster(cluster_id=cluster_id, address=f"127.0.0.2:{port}", temp_dir=temp_dir)
+    env = node_environ(environ, cluster_id, slots=islands * gpus_per_island)
+    try:
+        for index in range(islands):
+            _start_node(index, gpus_per_island, cluster, env)
+    except BaseException:
+        stop(cluster)
+        raise
+    return cluster
+
+
+def node_environ(environ: Mapping[str, str], cluster_id: str, *, slots: int) -> dict[str, str]:
+    """The environment of every process of a simulated cluster."""
+    env = {name: value for name, value in environ.items() if not name.startswith("RAY_")}
+    env.pop("VLLM_CPU_KVCACHE_SPACE", None)  # it would override the configured kv_cache_memory_bytes
+    return env | {
+        CLUSTER_ID_ENV: cluster_id,
+        SIMULATED_GPUS_ENV: "1",
+        # The slots share the cores; vLLM would otherwise bind every worker to all of them.
+        "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // slots)),
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_NO_USAGE_STATS": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        # The cluster listens on loopback only, and two of them must not share the token in the user's home directory.
+        "RAY_AUTH_MODE": "disabled",
+    }
+
+
+def _start_node(index: int, gpus: int, cluster: LocalCluster, env: Mapping[str, str]) -> None:
+    port = cluster.address.rpartition(":")[2]
+    as_head = (f"--port={port}", f"--temp-dir={cluster.temp_dir}", f"--ray-client-server-port={free_port()}")
+    role = ("--head", "--include-dashboard=false", *as_head) if index == 0 else (f"--address={cluster.address}",)
+    command = [
+        *(sys.executable, "-m", "ray.scripts.scripts", "start", *role),
+        f"--node-ip-address=127.0.0.{index + 2}",
+        f"--num-cpus={LOGICAL_CPUS}",
+        f"--num-gpus={gpus}",
+        f"--labels={ISLAND_LABEL}=island-{index},{NODE_LABEL}=node-{index}",
+        f"--object-store-memory={OBJECT_STORE_BYTES}",
+        f"--dashboard-agent-listen-port={free_port()}",
+        "--disable-usage-stats",
+    ]
+    try:
+        done = subprocess.run(
+            command, env=dict(env), capture_output=True, text=True, timeout=NODE_START_TIMEOUT_S, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ClusterStartError(f"node-{index} did not start within {NODE_START_TIMEOUT_S} s") from error
+    if done.returncode != 0:
+        raise ClusterStartError(f"node-{index} did not start:\n{(done.stdout + done.stderr)[-2000:]}")
+
+
+def stop(cluster: LocalCluster) -> int:
+    """End every process of the cluster, and only those; return how many there were. Harmless when none is left."""
+    members = list(processes(cluster.cluster_id))
+    # Killed workers cannot remove the queues that vLLM puts into shared memory.
+    segments = {path for process in members for path in _shared_memory_of(process)}
+    for process in members:
+        _signal(process.terminate)
+    _, alive = psutil.wait_procs(members, timeout=TERMINATE_GRACE_S)
+    for process in [*alive, *processes(cluster.cluster_id)]:
+        _signal(process.kill)
+    psutil.wait_procs(alive, timeout=TERMINATE_GRACE_S)
+    for path in segments:
+        path.unlink(missing_ok=True)
+    shutil.rmtree(cluster.temp_dir, ignore_errors=True)
+    return len(members)
+
+
+def processes(cluster_id: str) -> Iterable[psutil.Process]:
+    """The processes that carry the cluster's id."""
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(CLUSTER_ID_ENV) == cluster_id:
+                yield process
+        except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+            continue
+
+
+def free_port() -> int:
+    """A TCP port that nobody uses now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _shared_memory_of(process: psutil.Process) -> Iterable[Path]:
+    with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+        for mapping in process.memory_maps():
+            if mapping.path.startswith("/dev/shm/"):
+                yield Path(mapping.path)
+
+
+def _signal(send: Callable[[], None]) -> None:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        send()
+
+
+def logs_dir(cluster: LocalCluster) -> Path:
+    """Where Ray and vLLM write the cluster's logs."""
+    return Path(cluster.temp_dir) / "session_latest" / "logs"

@@ -1,0 +1,92 @@
+"""Where a model comes from, and what is known of it before anything is started or downloaded."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from deployments import tiny_models
+from deployments.config import ModelConfig
+from deployments.config_messages import ConfigError, refused
+
+_FIELD = "models[0].source"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """`location` is what vLLM is given: a directory, or a Hugging Face id.
+
+    `made` is the name to pass to `make_model` before `location` exists, None for a model not made locally.
+    `hf_config` is the content of `config.json`, None for a Hugging Face id that is not in the local cache.
+    """
+
+    location: str
+    made: str | None = None
+    hf_config: Mapping[str, Any] | None = None
+
+
+def resolve_source(model: ModelConfig, environ: Mapping[str, str]) -> Source:
+    """Find what `model.source` means: a model made locally, else a directory, else a Hugging Face id.
+
+    Makes and downloads nothing. Raises `ConfigError` when it is none of them, or its `config.json` cannot be read.
+    """
+    source = model.source
+    if source in tiny_models.MADE_MODELS:
+        path = tiny_models.model_path(source, tiny_models.cache_root(environ))
+        return Source(location=str(path), made=source, hf_config=tiny_models.hf_config(source))
+    folder = _folder(source)
+    if folder is not None:
+        return Source(location=str(folder), hf_config=_read_config(source, folder / "config.json"))
+    if not _HUB_ID.fullmatch(source):
+        raise _not_accepted(source, "give a directory, a Hugging Face id such as org/name, or one of")
+    cached = _cached_config(source, model.engine.get("revision"), environ)
+    if cached is None and "/" not in source and get_close_matches(source, tiny_models.MADE_MODELS, n=1, cutoff=0.8):
+        raise _not_accepted(source, "it is no model in the local Hugging Face cache; give org/name, or one of")
+    return Source(location=source, hf_config=None if cached is None else _read_config(source, cached))
+
+
+def _folder(source: str) -> Path | None:
+    """The directory that `source` means, whether or not it is there; None when it cannot be one.
+
+    Absolute, because the engine runs in another working directory.
+    """
+    try:
+        folder = Path(source).expanduser().absolute()
+        is_there = folder.exists()
+    except (OSError, RuntimeError):  # too long for a path; ~name of a user who does not exist
+        return None
+    return folder if is_there or source.startswith(("/", ".", "~")) else None
+
+
+def _not_accepted(source: str, accepted: str) -> ConfigError:
+    return ConfigError([refused(_FIELD, source, f"{accepted} {', '.join(tiny_models.MADE_MODELS)}")])
+
+
+def _read_config(source: str, path: Path) -> Mapping[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError([refused(_FIELD, source, f"give a directory with a config.json ({error})")]) from error
+    except ValueError as error:
+        raise ConfigError([refused(_FIELD, source, f"{path} must be JSON ({error})")]) from error
+    if not isinstance(config, dict):
+        raise ConfigError([refused(_FIELD, source, f"{path} must hold a JSON object")])
+    return config
+
+
+def _cached_config(repo: str, revision: object, environ: Mapping[str, str]) -> Path | None:
+    """`config.json` of a Hugging Face model in the local cache, which is where vLLM will look first."""
+    from huggingface_hub import try_to_load_from_cache  # 0.2 s that only Hugging Face models need
+
+    home = environ.get("HF_HOME") or Path(environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
+    cache = Path(environ.get("HF_HUB_CACHE") or Path(home, "hub")).expanduser()
+    chosen = revision if isinstance(revision, str) else None
+    try:
+        found = try_to_load_from_cache(repo, "config.json", cache_dir=cache, revision=chosen)
+    except ValueError as error:
+        raise _not_accepted(repo, f"{error}; give a Hugging Face id such as org/name, or one of") from error
+    return Path(found) if isinstance(found, str) else None

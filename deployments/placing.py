@@ -1,0 +1,192 @@
+"""The replicas of a configuration on a known cluster: which shape, does it fit the memory, where does each one go."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from deployments.config import ModelConfig, SimulatedCluster
+from deployments.config_messages import ConfigError, refused
+from placement import (
+    Choice,
+    Cluster,
+    Gpu,
+    Infeasible,
+    Layout,
+    MemoryUse,
+    ModelSpec,
+    Node,
+    Shape,
+    ShapeError,
+    choose_shape,
+    memory_use,
+    misfits,
+    place,
+)
+
+AUTO = "auto"
+_SHAPE_FIELD = "models[0].shape"
+_DEFAULT_UTILISATION = 0.92  # vLLM's gpu_memory_utilization
+# With these the weights take less room than the model's own config says; how much less only vLLM knows.
+_SHRINKING = ("quantization", "quantization_config", "cpu_offload_gb", "offload_backend")
+_GIB = 2**30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placed:
+    """One layout for each replica. `notes` says how the shape was chosen and what could not be checked."""
+
+    shape: Shape
+    layouts: tuple[Layout, ...]
+    notes: tuple[str, ...]
+
+
+def simulated_cluster(cluster: SimulatedCluster) -> Cluster:
+    """What the planner sees of a simulated cluster; node and island names are those its Ray nodes are labelled with."""
+    gpu = Gpu(name="simulated", memory_bytes=int(cluster.gpu_memory_gib * _GIB))
+    return Cluster(
+        nodes=tuple(
+            Node(name=f"node-{index}", island=f"island-{index}", gpus=cluster.gpus_per_island, gpu=gpu)
+            for index in range(cluster.islands)
+        )
+    )
+
+
+def parse_shape(text: str, model: ModelSpec | None) -> Shape | None:
+    """The configured shape, None for `auto`. Raises `ConfigError` when it is none, or `model` cannot be cut so."""
+    if text == AUTO:
+        return None
+    try:
+        shape = Shape.parse(text)
+    except ShapeError as error:
+        raise ConfigError([f"{_SHAPE_FIELD}: {error} Or give 'auto'."]) from error
+    reasons = misfits(shape, model) if model else ()
+    if reasons:
+        raise ConfigError([refused(_SHAPE_FIELD, text, reason) for reason in reasons])
+    return shape
+
+
+def place_replicas(config: ModelConfig, shape: Shape | None, model: ModelSpec | None, cluster: Cluster) -> Placed:
+    """Decide the shape unless it is given, check memory, and place every replica on `cluster`.
+
+    `shape` comes from `parse_shape`. Without `model` memory is not checked. Raises `ConfigError` when something does
+    not fit, and when neither `shape` nor `model` is given.
+    """
+    if model is None:
+        if shape is None:
+            accepted = f"the config.json of {config.source} is not on this machine; download it, or give degrees"
+            raise ConfigError([refused(_SHAPE_FIELD, AUTO, accepted)])
+        return _place_all(shape, config.replicas, cluster, 0, [f"memory: the size of {config.source} is not known"])
+    need = _Need.of(config.engine, model)
+    shrinking = [name for name in _SHRINKING if config.engine.get(name)]
+    notes = [f"memory: what models[0].engine.{name} saves is not known" for name in shrinking]
+    if shape is None:
+        choice = need.choose(model, cluster)
+        if isinstance(choice, Infeasible):
+            raise ConfigError([refused(_SHAPE_FIELD, AUTO, str(choice))])
+        shape = choice.shape
+        notes.append(f"{_SHAPE_FIELD}: {choice.reason}")
+    min_memory_bytes = 0 if shrinking else _smallest_fit(shape, need, model, cluster).memory_bytes
+    return _place_all(shape, config.replicas, cluster, min_memory_bytes, notes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Need:
+    """What a replica must hold: one request of full length, without which vLLM does not start, or a given KV cache.
+
+    `kv_cache_bytes` is per GPU, None when vLLM takes what is left within `utilisation` of a GPU's memory.
+    """
+
+    context_tokens: int
+    kv_bytes_per_element: float
+    utilisation: float
+    kv_cache_bytes: int | None
+
+    @classmethod
+    def of(cls, engine: Mapping[str, Any], model: ModelSpec) -> "_Need":
+        given = engine.get("kv_cache_memory_bytes")
+        return cls(
+            context_tokens=engine.get("max_model_len") or model.max_position_tokens,
+            kv_bytes_per_element=_kv_bytes_per_element(str(engine.get("kv_cache_dtype", "auto")), model),
+            # vLLM does not look at gpu_memory_utilization when it is told the size of the KV cache.
+            utilisation=1.0 if given else engine.get("gpu_memory_utilization") or _DEFAULT_UTILISATION,
+            kv_cache_bytes=given,
+        )
+
+    def on(self, gpu: Gpu, shape: Shape, model: ModelSpec) -> MemoryUse:
+        return memory_use(
+            model,
+            shape,
+            gpu,
+            context_tokens=self.context_tokens,
+            kv_bytes_per_element=self.kv_bytes_per_element,
+            utilisation=self.utilisation,
+        )
+
+    def choose(self, model: ModelSpec, cluster: Cluster) -> Choice | Infeasible:
+        return choose_shape(
+            model,
+            cluster,
+            context_tokens=self.context_tokens,
+            kv_bytes_per_element=self.kv_bytes_per_element,
+            utilisation=self.utilisation,
+        )
+
+
+def _kv_bytes_per_element(dtype: str, model: ModelSpec) -> float:
+    if dtype == "auto":
+        return model.embedding_bytes_per_weight or model.bytes_per_weight  # never quantised: the activations' own dtype
+    return 1.0 if dtype.startswith(("fp8", "int8")) else 2.0
+
+
+def _smallest_fit(shape: Shape, need: _Need, model: ModelSpec, cluster: Cluster) -> Gpu:
+    """The smallest kind of GPU in `cluster` that holds `shape`. Raises `ConfigError`."""
+    uses = [(gpu, need.on(gpu, shape, model)) for gpu in cluster.gpu_kinds]
+    fitting = [(gpu, use) for gpu, use in uses if use.fits]
+    if not fitting:
+        raise ConfigError([_too_big(shape, *uses[-1], need.context_tokens, need.choose(model, cluster))])
+    wanted_bytes = need.kv_cache_bytes or 0
+    for gpu, use in fitting:
+        if use.kv_bytes <= (wanted_bytes or use.kv_bytes) <= _kv_room_bytes(use):
+            return gpu
+    least_bytes, most_bytes = fitting[-1][1].kv_bytes, _kv_room_bytes(fitting[-1][1])
+    accepted = (
+        f"on a GPU of {shape} one request of {need.context_tokens} tokens takes {least_bytes} bytes and there is room "
+        f"for {most_bytes}; give a number between"
+    )
+    raise ConfigError([refused("models[0].engine.kv_cache_memory_bytes", wanted_bytes, accepted)])
+
+
+def _kv_room_bytes(use: MemoryUse) -> int:
+    return use.available_bytes - use.weights_bytes - use.activation_bytes
+
+
+def _too_big(shape: Shape, gpu: Gpu, use: MemoryUse, context_tokens: int, choice: Choice | Infeasible) -> str:
+    nearest = "a smaller max_model_len, or larger GPUs" if isinstance(choice, Infeasible) else str(choice.shape)
+    return refused(
+        _SHAPE_FIELD,
+        str(shape),
+        f"on a GPU it takes {_size(use.weights_bytes)} of weights, {_size(use.kv_bytes)} of KV cache for one request "
+        f"of {context_tokens} tokens and {_size(use.activation_bytes)} of activations, but vLLM may use "
+        f"{_size(use.available_bytes)} of {_size(gpu.memory_bytes)}; give {nearest}",
+    )
+
+
+def _size(size_bytes: int) -> str:
+    return f"{size_bytes / _GIB:.1f} GiB" if size_bytes >= _GIB else f"{size_bytes / 2**20:.0f} MiB"
+
+
+def _place_all(shape: Shape, replicas: int, cluster: Cluster, min_memory_bytes: int, notes: Sequence[str]) -> Placed:
+    layouts: list[Layout] = []
+    for _ in range(replicas):
+        taken = frozenset(seat for layout in layouts for seat in layout.places)
+        placed = place(shape, cluster, taken, min_memory_bytes=min_memory_bytes)
+        if isinstance(placed, Infeasible):
+            raise ConfigError([_no_room(shape, replicas, layouts, placed)])
+        layouts.append(placed)
+    return Placed(shape=shape, layouts=tuple(layouts), notes=tuple(notes))
+
+
+def _no_room(shape: Shape, replicas: int, placed: Sequence[Layout], infeasible: Infeasible) -> str:
+    if not placed:
+        return refused(_SHAPE_FIELD, str(shape), str(infeasible))
+    return refused("models[0].replicas", replicas, f"{len(placed)} fit. For the next one, {infeasible}")

@@ -1,0 +1,47 @@
+"""What `archipelago serve` leaves on disk, so that `status` and `stop` in another process find the same system."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from deployments.local_cluster import LocalCluster
+
+STATE_DIR_ENV = "ARCHIPELAGO_STATE_DIR"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRecord:
+    """One running deployment. ``cluster`` is the simulated cluster that was started for it, if one was."""
+
+    ray_address: str
+    cluster: LocalCluster | None
+    model: str
+    url: str
+    ingress: str
+    replicas: tuple[str, ...]
+    drain_timeout_s: float
+
+
+def record_path(environ: Mapping[str, str], cwd: Path) -> Path:
+    """Where the record is: ``$ARCHIPELAGO_STATE_DIR``, or ``.archipelago`` in the working directory."""
+    return Path(environ.get(STATE_DIR_ENV) or cwd / ".archipelago") / "run.json"
+
+
+def write(path: Path, record: RunRecord) -> None:
+    """Replace the record in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(".new")
+    draft.write_text(json.dumps(asdict(record), indent=2))
+    draft.replace(path)
+
+
+def read(path: Path) -> RunRecord | None:
+    """Read the record; None when nothing was started."""
+    try:
+        fields = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    cluster = fields.pop("cluster")
+    replicas = tuple(fields.pop("replicas"))
+    return RunRecord(**fields, replicas=replicas, cluster=LocalCluster(**cluster) if cluster else None)

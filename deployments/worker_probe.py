@@ -1,0 +1,35 @@
+"""What each vLLM worker tells about itself, so that placement can be verified against the running system."""
+
+import os
+from typing import TYPE_CHECKING
+
+import psutil
+import ray
+
+from deployments.verification import Whereabouts
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
+
+class WorkerProbe:
+    """Mixed into the worker class by vLLM (``worker_extension_cls``), on GPUs as on simulated ones."""
+
+    vllm_config: "VllmConfig"
+    rank: int
+
+    def whereabouts(self) -> Whereabouts:
+        """Answer from inside the worker process: its ranks as torch.distributed sees them, its node as Ray sees it."""
+        from vllm.distributed import get_pp_group, get_tp_group
+
+        context = ray.get_runtime_context()
+        return Whereabouts(
+            dp_rank=self.vllm_config.parallel_config.data_parallel_index,
+            pp_rank=get_pp_group().rank_in_group,
+            tp_rank=get_tp_group().rank_in_group,
+            ray_node_id=context.get_node_id(),
+            ray_actor_id=context.get_actor_id() or "",
+            gpu_ids=tuple(map(str, context.get_accelerator_ids()["GPU"])),
+            pid=os.getpid(),
+            memory_bytes=psutil.Process().memory_info().rss,
+        )

@@ -1,0 +1,45 @@
+"""YAML as a configuration means it: plain values only, and a key given twice is a mistake."""
+
+from typing import Any, ClassVar
+
+import yaml
+
+_TIMESTAMP = "tag:yaml.org,2002:timestamp"
+
+
+class YamlError(ValueError):
+    """Not a YAML document that a configuration can be read from. The message follows the file's name and says where."""
+
+
+class _Loader(yaml.SafeLoader):
+    """The safe loader, without dates (2024-01-31 is text) and with an error for a repeated key."""
+
+    yaml_implicit_resolvers: ClassVar = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != _TIMESTAMP]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"{key.value!r} is given twice", problem_mark=key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(text: str) -> Any:
+    """The one document in `text`; None when it is empty. Raises `YamlError`."""
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise YamlError(f"{where}{error.problem or error.context}") from error
+    except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        # PyYAML lets Python's own errors out of odd tags (`!!int x`), bad characters and very deep nesting.
+        raise YamlError(f"is not YAML that can be read: {str(error).splitlines()[0]}") from error

@@ -1,0 +1,148 @@
+from typing import Any
+
+import pytest
+from placement_builders import DEEPSEEK_V3, GIB, GPT_OSS_120B, H100, LLAMA_8B, LLAMA_70B, MIXTRAL_8X7B
+
+from placement import MemoryUse, ModelSpec, Shape, memory_use
+from placement.memory import stage_layers
+
+
+def spec(config: dict[str, Any], **changes: object) -> ModelSpec:
+    return ModelSpec.from_hf_config(config | changes, name="m")
+
+
+def use(
+    config: dict[str, Any],
+    shape: str,
+    *,
+    context_tokens: int = 8192,
+    kv_bytes_per_element: float = 2,
+    utilisation: float = 0.9,
+) -> MemoryUse:
+    return memory_use(
+        spec(config),
+        Shape.parse(shape),
+        H100,
+        context_tokens=context_tokens,
+        kv_bytes_per_element=kv_bytes_per_element,
+        utilisation=utilisation,
+    )
+
+
+@pytest.mark.parametrize(
+    ("layers", "pp", "expected"),
+    [
+        pytest.param(32, 1, (32,), id="one-stage"),
+        pytest.param(32, 4, (8, 8, 8, 8), id="even"),
+        pytest.param(61, 2, (31, 30), id="the-last-stage-is-spared"),
+        pytest.param(34, 4, (8, 9, 9, 8), id="the-middle-takes-the-rest"),
+        pytest.param(35, 4, (9, 9, 9, 8), id="all-but-the-last"),
+        pytest.param(3, 3, (1, 1, 1), id="one-each"),
+    ],
+)
+def test_stages_are_split_as_vllm_splits_them(layers: int, pp: int, expected: tuple[int, ...]) -> None:
+    assert stage_layers(layers, pp) == expected
+
+
+@pytest.mark.parametrize(
+    ("config", "shape", "gpus"),
+    [
+        pytest.param(LLAMA_8B, "tp1", 1, id="one"),
+        pytest.param(LLAMA_8B, "tp4", 4, id="tp"),
+        pytest.param(MIXTRAL_8X7B, "tp4ep4", 4, id="whole-experts"),
+        pytest.param(GPT_OSS_120B, "tp4", 4, id="three-precisions"),
+    ],
+)
+def test_tensor_parallel_ranks_divide_the_weights(config: dict[str, Any], shape: str, gpus: int) -> None:
+    """All but the router, which is whole on each."""
+    weights = use(config, shape).weights_bytes
+    assert weights * gpus == pytest.approx(spec(config).weight_bytes, rel=2e-3)
+
+
+def test_llama_8b_by_hand() -> None:
+    """16.06 GB of weights; 8192 tokens of 131,072 bytes; 8192 tokens through 4*4096 + 3*14336, and 256 logit rows."""
+    single = use(LLAMA_8B, "tp1")
+    assert single.weights_bytes == pytest.approx(16.06e9, rel=1e-3)
+    assert single.kv_bytes == 8192 * 131_072
+    assert single.activation_bytes == 8192 * (4 * 4096 + 3 * 14336) * 2 + 256 * 128256 * 4
+    assert single.available_bytes == pytest.approx(0.86 * 80 * GIB)
+    assert single.total_bytes == single.weights_bytes + single.kv_bytes + single.activation_bytes
+    assert single.fits
+
+
+def test_the_first_stage_holds_the_embedding_and_the_last_the_head() -> None:
+    layer_bytes = 2 * (spec(LLAMA_8B).attention_parameters + spec(LLAMA_8B).dense_mlp_parameters)
+    table_bytes = 2 * 128256 * 4096
+    assert use(LLAMA_8B, "pp2").weights_bytes == 16 * layer_bytes + table_bytes
+    assert use(LLAMA_8B, "tp2pp2").weights_bytes == (16 * layer_bytes + table_bytes) // 2
+    assert use(LLAMA_8B, "tp1").weights_bytes == 32 * layer_bytes + 2 * table_bytes
+
+
+def test_tied_embeddings_count_once_on_one_stage_and_on_both_ends_of_a_pipeline() -> None:
+    tied = LLAMA_8B | {"tie_word_embeddings": True}
+    table_bytes = 2 * 128256 * 4096
+    assert use(LLAMA_8B, "tp1").weights_bytes - use(tied, "tp1").weights_bytes == table_bytes
+    assert use(tied, "pp2").weights_bytes == use(LLAMA_8B, "pp2").weights_bytes
+
+
+@pytest.mark.parametrize(
+    ("config", "shape", "shards"),
+    [
+        pytest.param(LLAMA_8B, "tp8", 8, id="one-head-each"),
+        pytest.param(LLAMA_8B, "tp16", 8, id="more-ranks-than-kv-heads-hold-copies"),
+        pytest.param(LLAMA_8B, "pp4", 4, id="stages"),
+        pytest.param(DEEPSEEK_V3, "tp8", 1, id="mla-is-not-sharded"),
+        pytest.param(MIXTRAL_8X7B, "tp2ep4dp2", 2, id="data-parallel-ranks-have-requests-of-their-own"),
+    ],
+)
+def test_kv_shards(config: dict[str, Any], shape: str, shards: int) -> None:
+    assert use(config, shape).kv_bytes == 8192 * spec(config).kv_bytes_per_token(2) // shards
+
+
+def test_experts_are_divided_over_data_parallel_ranks_and_attention_is_not() -> None:
+    model = spec(MIXTRAL_8X7B)
+    expert_bytes = 2 * model.layers * model.experts * model.expert_parameters
+    others = model.weight_bytes - expert_bytes
+    whole, sliced = use(MIXTRAL_8X7B, "ep4dp4"), use(MIXTRAL_8X7B, "dp4")
+    assert whole.weights_bytes == sliced.weights_bytes == pytest.approx(others + expert_bytes // 4, rel=1e-6)
+
+
+def test_the_stage_of_dense_layers_is_lighter() -> None:
+    """DeepSeek's three dense layers are in the first of 61 stages' worth: the busiest stage has experts only."""
+    model = spec(DEEPSEEK_V3)
+    attention = model.attention_parameters * 1.0
+    moe = model.experts * model.expert_parameters + model.shared_expert_parameters + 2 * model.router_parameters
+    dense_first = 31 * attention + 3 * model.dense_mlp_parameters + 28 * moe + 2 * model.embedding_parameters
+    experts_last = 30 * (attention + moe) + 2 * model.embedding_parameters
+    assert use(DEEPSEEK_V3, "pp2").weights_bytes == max(dense_first, experts_last)
+
+
+@pytest.mark.parametrize(
+    ("config", "shape", "fits"),
+    [
+        pytest.param(LLAMA_70B, "tp1", False, id="70b-on-one"),
+        pytest.param(LLAMA_70B, "tp2", True, id="70b-on-two"),
+        pytest.param(DEEPSEEK_V3, "tp8ep8", False, id="deepseek-on-one-node"),
+        pytest.param(DEEPSEEK_V3, "tp8pp2ep8", True, id="deepseek-on-two-nodes"),
+    ],
+)
+def test_fits_an_h100(config: dict[str, Any], shape: str, fits: bool) -> None:
+    assert use(config, shape).fits == fits
+
+
+def test_fp8_kv_takes_half() -> None:
+    assert use(LLAMA_8B, "tp1", kv_bytes_per_element=1).kv_bytes == use(LLAMA_8B, "tp1").kv_bytes // 2
+
+
+@pytest.mark.parametrize(
+    ("shape", "arguments"),
+    [
+        pytest.param("tp1", {"context_tokens": -1}, id="negative-context"),
+        pytest.param("tp1", {"utilisation": 0.04}, id="nothing-usable"),
+        pytest.param("tp1", {"utilisation": 1.1}, id="more-than-all"),
+        pytest.param("pp33", {}, id="more-stages-than-layers"),
+    ],
+)
+def test_impossible_arguments_are_refused(shape: str, arguments: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="memory_use"):
+        use(LLAMA_8B, shape, **arguments)
