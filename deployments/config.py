@@ -157,7 +157,7 @@ def load_config(path: Path) -> Config:
 
 
 def parse_config(text: str, *, origin: str = "configuration") -> Config:
-    """Read a configuration from YAML text. Raises `ConfigError`; `origin` is what it calls a text that is no mapping."""
+    """Read a configuration from YAML text. Raises `ConfigError`; `origin` names the text in it."""
     try:
         document = read_yaml(text)
     except YamlError as error:

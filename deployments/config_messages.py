@@ -28,6 +28,14 @@ class ConfigError(ValueError):
         return "\n".join(self.problems)
 
 
+def field_path(section: str, part: int | str) -> str:
+    """The path of a field or list entry of `section`, as a user would write it; on one line whatever its name."""
+    if isinstance(part, int):
+        return f"{section}[{part}]"
+    name = part if part.isprintable() and part else repr(part)
+    return f"{section}.{name}" if section else name
+
+
 def refused(field: str, value: object, accepted: str) -> str:
     """The line for a value that a field does not take; `accepted` is an instruction: "give ..."."""
     return f"{field}: {shown(value)} is not accepted; {accepted}"
@@ -84,7 +92,7 @@ def _walk(location: Sequence[int | str], schema: Schema) -> tuple[str, Schema, S
         if "oneOf" in node:  # pydantic names the kind that was chosen, which is not part of the path
             node = {"$ref": node["discriminator"]["mapping"][part]}
             continue
-        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else part
+        path = field_path(path, part)
         parent, node = node, node["items"] if "items" in node else node.get("properties", {}).get(part)
         if node is None:  # a name the schema does not have, or a place inside a free mapping
             return path, {}, parent

@@ -141,6 +141,10 @@ class ShardedEngine:
         answers: list[dict[str, Any]] = await self._client.collective_rpc_async("whereabouts", timeout=PROBE_TIMEOUT_S)
         return tuple(Whereabouts(**answer) for answer in answers)
 
+    async def unlink_shared_memory(self) -> None:
+        """Let the engine's shared memory go with its processes, however they end."""
+        await self._client.collective_rpc_async("unlink_shared_memory", timeout=PROBE_TIMEOUT_S)
+
     @property
     def is_dead(self) -> bool:
         """Whether EngineCore has exited; it never comes back."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deployments.config_messages import closest, refused
+from deployments.config_messages import closest, field_path, refused
 
 _SHAPE = "it follows from models[].shape"
 _OWN = "Archipelago sets it from the layout"
@@ -133,7 +133,7 @@ def argument_problems(field: str, engine: Mapping[str, Any], known: Mapping[str,
 
     `field` is the path of the arguments in the configuration; `known` comes from `read_arguments`, None without vLLM.
     """
-    problems = {name: _problem(f"{field}.{name}", name, value, known) for name, value in engine.items()}
+    problems = {name: _problem(field_path(field, name), name, value, known) for name, value in engine.items()}
     return {name: problem for name, problem in problems.items() if problem}
 
 

@@ -94,7 +94,7 @@ def status(record_path: Path) -> tuple[RunRecord, dict[str, ReplicaReport | str]
 def is_alive(record: RunRecord) -> bool:
     """Whether anything of a recorded deployment is still there."""
     if record.cluster is not None:
-        return any(True for _ in local_cluster.processes(record.cluster.cluster_id))
+        return any(True for _ in local_cluster.processes(record.cluster))
     return _health(record.url) is not None
 
 

@@ -1,9 +1,9 @@
 """An archipelago in small: simulated nodes on this machine, each one island of CPU slots that Ray counts as GPUs.
 
 Every node is a raylet with a loopback address of its own (127.0.0.2, 127.0.0.3, ...: Ray replaces 127.0.0.1 by the
-machine's public address), so that Ray and vLLM tell the nodes apart as they would tell machines apart. All processes of
-one cluster carry its id in their environment, and inherit it to whatever they start: that, not `ray stop` (which ends
-every Ray on the machine), is how `stop` finds them.
+machine's public address), so that Ray and vLLM tell the nodes apart as they would tell machines apart. `stop` finds
+the processes of one cluster by what they cannot lose (see `processes`), since `ray stop` would end every Ray on the
+machine.
 """
 
 import contextlib
@@ -107,13 +107,13 @@ def _start_node(index: int, gpus: int, cluster: LocalCluster, env: Mapping[str, 
 
 def stop(cluster: LocalCluster) -> int:
     """End every process of the cluster, and only those; return how many there were. Harmless when none is left."""
-    members = list(processes(cluster.cluster_id))
+    members = list(processes(cluster))
     # Killed workers cannot remove the queues that vLLM puts into shared memory.
     segments = {path for process in members for path in _shared_memory_of(process)}
     for process in members:
         _signal(process.terminate)
     _, alive = psutil.wait_procs(members, timeout=TERMINATE_GRACE_S)
-    for process in [*alive, *processes(cluster.cluster_id)]:
+    for process in [*alive, *processes(cluster)]:
         _signal(process.kill)
     psutil.wait_procs(alive, timeout=TERMINATE_GRACE_S)
     for path in segments:
@@ -122,14 +122,21 @@ def stop(cluster: LocalCluster) -> int:
     return len(members)
 
 
-def processes(cluster_id: str) -> Iterable[psutil.Process]:
-    """The processes that carry the cluster's id."""
+def processes(cluster: LocalCluster) -> Iterable[psutil.Process]:
+    """Find the processes of a cluster: all inherit its id in their environment, or hold its log files open.
+
+    Either alone would miss some: Ray's workers and agents overwrite their environment with a process title, and what
+    was started by hand inside the cluster may write its logs elsewhere.
+    """
     for process in psutil.process_iter():
-        try:
-            if process.environ().get(CLUSTER_ID_ENV) == cluster_id:
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.environ().get(CLUSTER_ID_ENV) == cluster.cluster_id or _has_open(process, cluster.temp_dir):
                 yield process
-        except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
-            continue
+
+
+def _has_open(process: psutil.Process, directory: str) -> bool:
+    # psutil's open_files would leave out files that were deleted meanwhile.
+    return any(str(fd.readlink()).startswith(f"{directory}/") for fd in Path(f"/proc/{process.pid}/fd").iterdir())
 
 
 def free_port() -> int:

@@ -49,6 +49,25 @@ def resolve_source(model: ModelConfig, environ: Mapping[str, str]) -> Source:
     return Source(location=source, hf_config=None if cached is None else _read_config(source, cached))
 
 
+def download_config(model: ModelConfig, environ: Mapping[str, str]) -> None:
+    """Put the `config.json` of a Hugging Face model into the local cache, where `resolve_source` finds it.
+
+    A few kilobytes, without the weights. Raises `ConfigError` when the hub does not give it.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    revision, token = _text(model.engine.get("revision")), _text(model.engine.get("hf_token"))
+    endpoint, cache = environ.get("HF_ENDPOINT"), _hub_cache(environ)
+    try:
+        hf_hub_download(model.source, "config.json", revision=revision, token=token, endpoint=endpoint, cache_dir=cache)
+    except (OSError, ValueError, EntryNotFoundError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(
+            [refused(_FIELD, model.source, f"its config.json cannot be downloaded ({reason})")]
+        ) from error
+
+
 def _folder(source: str) -> Path | None:
     """The directory that `source` means, whether or not it is there; None when it cannot be one.
 
@@ -82,11 +101,17 @@ def _cached_config(repo: str, revision: object, environ: Mapping[str, str]) -> P
     """`config.json` of a Hugging Face model in the local cache, which is where vLLM will look first."""
     from huggingface_hub import try_to_load_from_cache  # 0.2 s that only Hugging Face models need
 
-    home = environ.get("HF_HOME") or Path(environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
-    cache = Path(environ.get("HF_HUB_CACHE") or Path(home, "hub")).expanduser()
-    chosen = revision if isinstance(revision, str) else None
     try:
-        found = try_to_load_from_cache(repo, "config.json", cache_dir=cache, revision=chosen)
+        found = try_to_load_from_cache(repo, "config.json", cache_dir=_hub_cache(environ), revision=_text(revision))
     except ValueError as error:
         raise _not_accepted(repo, f"{error}; give a Hugging Face id such as org/name, or one of") from error
     return Path(found) if isinstance(found, str) else None
+
+
+def _hub_cache(environ: Mapping[str, str]) -> Path:
+    home = environ.get("HF_HOME") or Path(environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
+    return Path(environ.get("HF_HUB_CACHE") or Path(home, "hub")).expanduser()
+
+
+def _text(argument: object) -> str | None:
+    return argument if isinstance(argument, str) else None

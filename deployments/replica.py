@@ -65,6 +65,7 @@ class Replica:
         self._engine = ShardedEngine(config, bundle_indices=range(len(plan.layout.seats)))
         found = await self._whereabouts()
         verify(plan.layout, found, plan.node_names)
+        await self._engine.unlink_shared_memory()
         self._worker_actor_ids = [worker.ray_actor_id for worker in found.workers]
         self._outboxes: dict[str, asyncio.Queue[Frames | None]] = {}
         self._last_heard_s: dict[str, float] = {}

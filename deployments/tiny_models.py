@@ -36,9 +36,8 @@ _HERE = Path(__file__).parent
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MadeModel:
-    """The recipe of one made model: what it is for, its architecture and the seed of its weights."""
+    """The recipe of one made model: its architecture, as in `config.json`, and the seed of its weights."""
 
-    purpose: str
     architecture: Mapping[str, Any]
     seed: int
 
@@ -47,8 +46,8 @@ _LLAMA: Mapping[str, Any] = {"architectures": ["LlamaForCausalLM"], "model_type"
 
 MADE_MODELS: Mapping[str, MadeModel] = MappingProxyType(
     {
+        # Smallest dense model: starts in seconds, tensor parallel up to 4, pipeline parallel up to 4.
         "tiny-llama": MadeModel(
-            purpose="smallest dense model: starts in seconds, tensor parallel up to 4, pipeline parallel up to 4",
             architecture={
                 **_LLAMA,
                 "hidden_size": 128,
@@ -60,8 +59,8 @@ MADE_MODELS: Mapping[str, MadeModel] = MappingProxyType(
             },
             seed=1,
         ),
+        # Smallest mixture of experts: 8 experts, 2 for each token.
         "tiny-moe": MadeModel(
-            purpose="smallest mixture of experts: 8 experts, 2 for each token",
             architecture={
                 "architectures": ["MixtralForCausalLM"],
                 "model_type": "mixtral",
@@ -76,8 +75,8 @@ MADE_MODELS: Mapping[str, MadeModel] = MappingProxyType(
             },
             seed=2,
         ),
+        # 98.6 M parameters (394 MB): large enough that two cores are busy with the engine, not the client.
         "bench-100m": MadeModel(
-            purpose="98.6 M parameters (394 MB): large enough that two cores are busy with the engine, not the client",
             architecture={
                 **_LLAMA,
                 "hidden_size": 1024,

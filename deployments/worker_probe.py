@@ -1,6 +1,7 @@
-"""What each vLLM worker tells about itself, so that placement can be verified against the running system."""
+"""What a replica asks of its vLLM workers: where they are, and to leave nothing behind when they are killed."""
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
@@ -16,7 +17,6 @@ class WorkerProbe:
     """Mixed into the worker class by vLLM (``worker_extension_cls``), on GPUs as on simulated ones."""
 
     vllm_config: "VllmConfig"
-    rank: int
 
     def whereabouts(self) -> Whereabouts:
         """Answer from inside the worker process: its ranks as torch.distributed sees them, its node as Ray sees it."""
@@ -33,3 +33,13 @@ class WorkerProbe:
             pid=os.getpid(),
             memory_bytes=psutil.Process().memory_info().rss,
         )
+
+    def unlink_shared_memory(self) -> None:
+        """Remove the names of vLLM's message queues from /dev/shm; whoever uses them keeps them mapped.
+
+        Called once every process of the engine has attached. Ray ends workers by SIGKILL, and then nobody would remove
+        what they created: each restart of a replica would leave hundreds of MiB behind.
+        """
+        for mapping in psutil.Process().memory_maps():
+            if mapping.path.startswith("/dev/shm/psm_"):
+                Path(mapping.path).unlink(missing_ok=True)

@@ -1,6 +1,6 @@
 """YAML as a configuration means it: plain values only, and a key given twice is a mistake."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 
@@ -14,7 +14,7 @@ class YamlError(ValueError):
 class _Loader(yaml.SafeLoader):
     """The safe loader, without dates (2024-01-31 is text) and with an error for a repeated key."""
 
-    yaml_implicit_resolvers: ClassVar = {
+    yaml_implicit_resolvers = {  # noqa: RUF012  (PyYAML declares it without ClassVar)
         first: [(tag, pattern) for tag, pattern in resolvers if tag != _TIMESTAMP]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }

@@ -200,7 +200,8 @@ def test_transformers_loads_them_and_greedy_output_is_varied(name: str, root: Pa
 
     path = model_path(name, root)
     tokenizer = AutoTokenizer.from_pretrained(path)
-    model, loading = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True)
+    model, loading = loaded
     assert not any(loading.values())
     for prompt in ("The harbour", "def fibonacci(", "море 🌊"):
         prompt_ids = tokenizer(prompt, return_tensors="pt").input_ids

@@ -1,0 +1,129 @@
+"""Clusters as Ray tells of them, and replicas as they tell of themselves, for the tests of `deployments`."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any
+
+from deployments.islands import ISLAND_LABEL, NODE_LABEL, RAY_NODE_ID_LABEL
+from deployments.link import Batch, Frames
+from deployments.verification import Found, Whereabouts
+from placement import Cluster, Layout, Shape, place
+
+MIB = 2**20
+
+
+def ray_node(node_id: str, *, gpus: float = 2, name: str = "10.0.0.1", alive: bool = True, **labels: str) -> Any:
+    """One entry of `ray.nodes()`; the labels `island` and `node` are ours, others are spelt with `__` for a slash."""
+    ours = {"island": ISLAND_LABEL, "node": NODE_LABEL}
+    named = {ours.get(label, label.replace("__", "/").replace("_", "-")): value for label, value in labels.items()}
+    resources = {"CPU": 8.0} | ({"GPU": float(gpus)} if gpus else {})
+    return {
+        "NodeID": node_id,
+        "NodeName": name,
+        "Alive": alive,
+        "Resources": resources,
+        "Labels": {RAY_NODE_ID_LABEL: node_id} | named,
+    }
+
+
+def ray_id(node: str) -> str:
+    """The Ray id of a node of a built cluster."""
+    return f"{node.encode().hex():0<56}"
+
+
+def ray_nodes_of(cluster: Cluster, *, labelled: bool = True) -> list[Any]:
+    """What `ray.nodes()` would return for a cluster: its nodes, and a head without GPUs."""
+    nodes = [ray_node("head", gpus=0)]
+    for node in cluster.nodes:
+        labels = {"island": node.island, "node": node.name} if labelled else {}
+        nodes.append(ray_node(ray_id(node.name), gpus=node.gpus, name=node.name, **labels))
+    return nodes
+
+
+def layout_of(shape: str, cluster: Cluster) -> Layout:
+    """The layout of a shape that fits the cluster."""
+    layout = place(Shape.parse(shape), cluster)
+    assert isinstance(layout, Layout), str(layout)
+    return layout
+
+
+def names_of(cluster: Cluster) -> dict[str, str]:
+    """From Ray ids to node names."""
+    return {ray_id(node.name): node.name for node in cluster.nodes}
+
+
+def found_as_planned(layout: Layout) -> Found:
+    """What a replica reports that is exactly where its layout puts it."""
+    workers = tuple(
+        Whereabouts(
+            dp_rank=seat.dp_rank,
+            pp_rank=seat.pp_rank,
+            tp_rank=seat.tp_rank,
+            ray_node_id=ray_id(seat.node),
+            ray_actor_id=f"actor-{seat.rank}",
+            gpu_ids=(str(seat.slot),),
+            pid=1000 + seat.rank,
+            memory_bytes=(100 + seat.rank) * MIB,
+        )
+        for seat in layout.seats
+    )
+    bundle_nodes = tuple(worker.ray_node_id for worker in workers)
+    return Found(replica_node=bundle_nodes[0], bundle_nodes=bundle_nodes, workers=workers)
+
+
+def with_worker(found: Found, rank: int, **changes: Any) -> Found:
+    """The same with one worker changed; `node` is the name of the node where it is."""
+    if "node" in changes:
+        changes["ray_node_id"] = ray_id(changes.pop("node"))
+    workers = list(found.workers)
+    workers[rank] = replace(workers[rank], **changes)
+    return replace(found, workers=tuple(workers))
+
+
+def with_bundle(found: Found, rank: int, node: str) -> Found:
+    """The same with one bundle on another node."""
+    nodes = list(found.bundle_nodes)
+    nodes[rank] = ray_id(node)
+    return replace(found, bundle_nodes=tuple(nodes))
+
+
+class FakeReplica:
+    """A replica in memory, as an ingress reaches it: the test says what it streams, and when and whether it answers."""
+
+    def __init__(self) -> None:
+        self.streams = 0
+        self.batches: list[Batch] = []
+        self.refusals: list[Exception] = []
+        self.answers = asyncio.Event()
+        self.answers.set()
+        self._messages: asyncio.Queue[Frames | Exception | None] = asyncio.Queue()
+
+    async def stream(self, ingress: str) -> AsyncIterator[Frames]:
+        self.streams += 1
+        while (message := await self._messages.get()) is not None:
+            if isinstance(message, Exception):
+                raise message
+            yield message
+
+    async def submit(self, ingress: str, batch: Batch) -> None:
+        self.batches.append(batch)
+        await self.answers.wait()
+        if self.refusals:
+            raise self.refusals.pop()
+
+    def say(self, *frames: bytes) -> None:
+        """Stream one message; an empty one means ready."""
+        self._messages.put_nowait(list(frames))
+
+    def break_stream(self, error: Exception | None = None) -> None:
+        """End the stream, with an error or without."""
+        self._messages.put_nowait(error)
+
+
+def error_of(body: str) -> dict[str, Any]:
+    """The error of an OpenAI-style answer."""
+    error = json.loads(body)["error"]
+    assert isinstance(error, dict)
+    return error

@@ -1,0 +1,152 @@
+import re
+from typing import Any
+
+import pytest
+from check_builders import problems
+
+E = "models[0].engine"
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "shape: no shape": (
+        {"shape": "2x2"},
+        "models[0].shape: '2x2' is not a shape: a shape has the parts tp, pp, ep and dp, each at most once and "
+        "followed by a number above 0, such as tp4, tp2pp2 or tp2ep4dp2. Or give 'auto'.",
+    ),
+    "shape: stages": (
+        {"shape": "pp5"},
+        "models[0].shape: 'pp5' is not accepted; pp5 is more stages than the 4 layers of tiny-llama.",
+    ),
+    "shape: experts of a dense model": (
+        {"shape": "tp2ep2"},
+        "models[0].shape: 'tp2ep2' is not accepted; ep2 needs a mixture of experts; tiny-llama is a dense model.",
+    ),
+    "shape: data parallel dense model": (
+        {"shape": "dp2"},
+        "models[0].shape: 'dp2' is not accepted; dp2 on a dense model only ties copies together; "
+        "use 2 replicas of tiny-llama.",
+    ),
+    "shape: group larger than an island": (
+        {"shape": "tp4"},
+        "models[0].shape: 'tp4' is not accepted; tp4 needs 4 free GPUs of at least 1.0 GiB in one island; "
+        "the largest free island has 2 (island-0). Nearest: tp2pp2",
+    ),
+    "replicas": (
+        {"shape": "tp2", "replicas": 3},
+        "models[0].replicas: 3 is not accepted; 2 fit. For the next one, tp2 needs 2 free GPUs of at least 1.0 GiB; "
+        "the 2 islands have 0. Nearest: 2 more free GPUs in island-0",
+    ),
+    "memory": (
+        {"source": "bench-100m", "shape": "tp1", "cluster": {"kind": "simulated", "gpu_memory_gib": 0.5}},
+        "models[0].shape: 'tp1' is not accepted; on a GPU it takes 376 MiB of weights, 64 MiB of KV cache for one "
+        "request of 2048 tokens and 198 MiB of activations, but vLLM may use 492 MiB of 512 MiB; give tp2",
+    ),
+    "source: no such directory": (
+        {"source": "/nowhere/model"},
+        "models[0].source: '/nowhere/model' is not accepted; give a directory with a config.json "
+        "([Errno 2] No such file or directory: '/nowhere/model/config.json')",
+    ),
+    "source: no id": (
+        {"source": "a/b/c", "shape": "tp1"},
+        "models[0].source: 'a/b/c' is not accepted; give a directory, a Hugging Face id such as org/name, or one of "
+        "tiny-llama, tiny-moe, bench-100m",
+    ),
+    "source: misspelt made model": (
+        {"source": "tiny-lama", "shape": "tp1"},
+        "models[0].source: 'tiny-lama' is not accepted; it is no model in the local Hugging Face cache; give org/name, "
+        "or one of tiny-llama, tiny-moe, bench-100m",
+    ),
+    "port": (
+        {"busy": 8000},
+        "endpoint.port: 8000 is not accepted; nothing can listen on it at 127.0.0.1 now; "
+        "give a free port, and an address of this machine",
+    ),
+    "tool parser": (
+        {"tool_call_parser": "hermse"},
+        "models[0].tool_call_parser: 'hermse' is not accepted; did you mean hermes?",
+    ),
+    "reasoning parser": (
+        {"reasoning_parser": "qwen-3"},
+        "models[0].reasoning_parser: 'qwen-3' is not accepted; did you mean qwen3?",
+    ),
+    "chat template": (
+        {"chat_template": "nowhere.jinja"},
+        "models[0].chat_template: 'nowhere.jinja' is not accepted; give an existing file, or a Jinja template",
+    ),
+    "engine: unknown": (
+        {"engine": {"max_modle_len": 9}},
+        f"{E}.max_modle_len: unknown name; did you mean max_model_len?",
+    ),
+    "engine: dashes": (
+        {"engine": {"max-model-len": 9}},
+        f"{E}.max-model-len: unknown name; did you mean max_model_len?",
+    ),
+    "engine: shape": (
+        {"engine": {"tensor_parallel_size": 2}},
+        f"{E}.tensor_parallel_size: not accepted here; it follows from models[].shape",
+    ),
+    "engine: experts": (
+        {"engine": {"enable_expert_parallel": True}},
+        f"{E}.enable_expert_parallel: not accepted here; it follows from models[].shape",
+    ),
+    "engine: model": ({"engine": {"model": "x"}}, f"{E}.model: not accepted here; use models[].source"),
+    "engine: name": (
+        {"engine": {"served_model_name": "x"}},
+        f"{E}.served_model_name: not accepted here; use models[].name",
+    ),
+    "engine: executor": (
+        {"engine": {"distributed_executor_backend": "mp"}},
+        f"{E}.distributed_executor_backend: not accepted here; Archipelago sets it from the layout",
+    ),
+    "engine: port": ({"engine": {"port": 80}}, f"{E}.port: not accepted here; use endpoint.port"),
+    "engine: parser": (
+        {"engine": {"tool_call_parser": "hermes"}},
+        f"{E}.tool_call_parser: not accepted here; use models[].tool_call_parser",
+    ),
+    "engine: length": (
+        {"engine": {"max_model_len": 2049}},
+        f"{E}.max_model_len: 2049 is not accepted; tiny-llama has 2048 positions; give as many or fewer",
+    ),
+    "engine: length type": (
+        {"engine": {"max_model_len": "2k"}},
+        f"{E}.max_model_len: '2k' is not accepted; give an integer of at least 1",
+    ),
+    "engine: dtype": (
+        {"engine": {"dtype": "fp8"}},
+        f"{E}.dtype: 'fp8' is not accepted; give one of auto, half, float16, bfloat16, float, float32",
+    ),
+    "engine: utilisation": (
+        {"engine": {"gpu_memory_utilization": 90}},
+        f"{E}.gpu_memory_utilization: 90 is not accepted; give a number from 0.1 to 1",
+    ),
+    "engine: seqs": (
+        {"engine": {"max_num_seqs": True}},
+        f"{E}.max_num_seqs: true is not accepted; give an integer of at least 1",
+    ),
+    "engine: seed": ({"engine": {"seed": -1}}, f"{E}.seed: -1 is not accepted; give an integer of at least 0"),
+    "engine: bool": ({"engine": {"enforce_eager": 1}}, f"{E}.enforce_eager: 1 is not accepted; give true or false"),
+    "engine: optional text": (
+        {"engine": {"revision": 8}},
+        f"{E}.revision: 8 is not accepted; give a string or null",
+    ),
+    "engine: kv cache too small": (
+        {"shape": "tp2", "engine": {"kv_cache_memory_bytes": 1024}},
+        f"{E}.kv_cache_memory_bytes: 1024 is not accepted; on a GPU of tp2 one request of 2048 tokens takes 2097152 "
+        "bytes and there is room for 1010179031; give a number between",
+    ),
+    "engine: kv cache too large": (
+        {"shape": "tp2", "engine": {"kv_cache_memory_bytes": 2**31}},
+        f"{E}.kv_cache_memory_bytes: 2147483648 is not accepted; on a GPU of tp2 one request of 2048 tokens takes "
+        "2097152 bytes and there is room for 1010179031; give a number between",
+    ),
+}
+
+
+@pytest.mark.parametrize(("changes", "message"), BAD.values(), ids=BAD)
+def test_each_mistake_has_one_line(changes: dict[str, Any], message: str) -> None:
+    assert problems(**changes) == [message]
+
+
+def test_a_name_like_no_other() -> None:
+    (line,) = problems(engine={"zzzzzz": 1})
+    assert re.fullmatch(
+        r"models\[0\]\.engine\.zzzzzz: unknown name; none of the \d+ names that are accepted is like it", line
+    )

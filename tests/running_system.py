@@ -1,0 +1,60 @@
+"""What the tests of a running system share: a deployed fleet and how to talk to it."""
+
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+
+from deployments import fleet
+from deployments.islands import Inventory
+
+GPU_BYTES = 2**30
+MAX_TOKENS = 24
+ENGINE_ARGS: dict[str, Any] = {
+    "dtype": "float32",
+    "enforce_eager": True,
+    "max_model_len": 2048,
+    "max_num_seqs": 64,
+    "block_size": 32,
+    "kv_cache_memory_bytes": 64 * 2**20,
+}
+
+
+@dataclass
+class Deployed:
+    """A fleet that serves, and how to reach it."""
+
+    plan: fleet.FleetPlan
+    where: Inventory
+    url: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.url = f"http://127.0.0.1:{self.plan.port}"
+
+    def complete(self, prompt: list[int], **changes: Any) -> dict[str, Any]:
+        body = {"model": self.plan.model, "prompt": prompt, "max_tokens": MAX_TOKENS, "temperature": 0}
+        body |= {"ignore_eos": True, "return_token_ids": True, "logprobs": 0} | changes
+        answer = httpx.post(f"{self.url}/v1/completions", json=body, timeout=120)
+        answer.raise_for_status()
+        return answer.json()["choices"][0]
+
+    def report(self) -> Any:
+        return fleet.reports(self.plan.replica_names)[self.plan.replica_names[0]]
+
+
+def until(condition: Callable[[], Any], what: str, timeout_s: float = 120) -> Any:
+    """Poll; the value of the condition once it is true."""
+    deadline_s = time.monotonic() + timeout_s
+    while not (value := condition()):
+        assert time.monotonic() < deadline_s, f"not within {timeout_s:g} s: {what}"
+        time.sleep(0.2)
+    return value
+
+
+def prompts(count: int = 6) -> list[list[int]]:
+    """Token ids of varied prompts, some longer than a KV block."""
+    rng = random.Random(7)
+    return [[rng.randrange(20, 2000) for _ in range(length)] for length in (3, 9, 17, 40, 70, 130)][:count]
