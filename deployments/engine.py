@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
+import ray
 from fastapi import FastAPI
 from ray.util.placement_group import PlacementGroup
 from vllm.config import VllmConfig
@@ -40,6 +41,7 @@ from vllm.v1.executor import Executor
 from vllm.v1.metrics.loggers import StatLoggerManager
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
+from deployments.data_parallel import seat_engine_cores
 from deployments.link import FleetLink, Frames, Lost, NoReplicaReadyError, Request, Step
 from deployments.verification import Whereabouts
 from placement import Shape
@@ -67,6 +69,7 @@ def shard_config(
         enable_expert_parallel=shape.ep > 1,
         distributed_executor_backend="ray",
         worker_extension_cls=WORKER_PROBE,
+        **(data_parallel_args(shape.dp) if shape.dp > 1 else {}),
         **engine_args,
     )
     config = args.create_engine_config(UsageContext.OPENAI_API_SERVER)
@@ -74,16 +77,30 @@ def shard_config(
     return config
 
 
-class ShardedEngine:
-    """The model on its GPUs: takes encoded requests, gives encoded steps. EngineCore is a child process.
+def data_parallel_args(degree: int) -> dict[str, Any]:
+    """Arguments for EngineCores that are Ray actors on several nodes; rank 0's is on the node of this process."""
+    return {
+        "data_parallel_size": degree,
+        "data_parallel_size_local": 1,
+        "data_parallel_address": ray.util.get_node_ip_address(),  # type: ignore[no-untyped-call]
+        "data_parallel_backend": "ray",
+    }
 
-    Every request has an owner (the ingress that sent it); a step is split by owner.
+
+class ShardedEngine:
+    """The model on its GPUs: takes encoded requests, gives encoded steps.
+
+    EngineCore is a child process, or with data parallelism an actor for each rank. Every request has an owner (the
+    ingress that sent it); a step is split by owner.
     """
 
-    def __init__(self, config: VllmConfig, bundle_indices: Sequence[int]) -> None:
-        # EngineCore inherits the environment: rank i runs in bundle bundle_indices[i] verbatim
-        # (vllm/v1/executor/ray_utils.py, get_bundles_for_indices) and not in the order of random node ids.
-        os.environ["VLLM_RAY_BUNDLE_INDICES"] = ",".join(map(str, bundle_indices))
+    def __init__(self, config: VllmConfig) -> None:
+        if config.parallel_config.data_parallel_size > 1:
+            seat_engine_cores()
+        else:
+            # EngineCore inherits the environment: rank i runs in bundle i (vllm/v1/executor/ray_utils.py,
+            # get_bundles_for_indices) and not in the order of random node ids.
+            os.environ["VLLM_RAY_BUNDLE_INDICES"] = ",".join(map(str, range(config.parallel_config.world_size)))
         client = EngineCoreClient.make_async_mp_client(
             vllm_config=config, executor_class=Executor.get_class(config), log_stats=True
         )
@@ -138,12 +155,17 @@ class ShardedEngine:
 
     async def whereabouts(self) -> tuple[Whereabouts, ...]:
         """Ask every worker where it is; in rank order. (The answers arrive as msgpack maps.)"""
-        answers: list[dict[str, Any]] = await self._client.collective_rpc_async("whereabouts", timeout=PROBE_TIMEOUT_S)
-        return tuple(Whereabouts(**answer) for answer in answers)
+        answers = [Whereabouts(**answer) for answer in await self._ask_workers("whereabouts")]
+        return tuple(sorted(answers, key=lambda answer: answer.dp_rank))
 
     async def unlink_shared_memory(self) -> None:
         """Let the engine's shared memory go with its processes, however they end."""
-        await self._client.collective_rpc_async("unlink_shared_memory", timeout=PROBE_TIMEOUT_S)
+        await self._ask_workers("unlink_shared_memory")
+
+    async def _ask_workers(self, method: str) -> list[Any]:
+        request = ("collective_rpc", method, PROBE_TIMEOUT_S, (), None)
+        by_engine: list[list[Any]] = await self._client.call_utility_all_async(*request)
+        return [answer for answers in by_engine for answer in answers]
 
     @property
     def is_dead(self) -> bool:

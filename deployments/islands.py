@@ -4,6 +4,7 @@ A Ray node is one island, part of an island (its nodes then carry the same ``arc
 whole of a machine when nobody labelled it.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -31,13 +32,8 @@ class Inventory:
     selectors: Mapping[str, Mapping[str, str]]
     ray_node_ids: Mapping[str, str]
 
-    def node_named(self, ray_node_id: str) -> str:
-        """Name the node with a Ray id, or say that it is none of ours."""
-        names = (name for name, node_id in self.ray_node_ids.items() if node_id == ray_node_id)
-        return next(names, f"a Ray node without GPUs ({ray_node_id[:8]})")
 
-
-def inventory(ray_nodes: Iterable[Mapping[str, Any]], gpu_memory_bytes: int) -> Inventory:
+def inventory(ray_nodes: Iterable[Mapping[str, Any]], gpu_memory_bytes: Mapping[str, int]) -> Inventory:
     """Read ``ray.nodes()``.
 
     A node labelled by whoever started it is addressed by those labels, so that a replacement with the same labels can
@@ -45,27 +41,36 @@ def inventory(ray_nodes: Iterable[Mapping[str, Any]], gpu_memory_bytes: int) -> 
 
     Args:
         ray_nodes: as ``ray.nodes()`` returns them.
-        gpu_memory_bytes: memory of one GPU, which Ray does not report.
+        gpu_memory_bytes: memory of one GPU for each Ray node id; Ray itself does not report it.
 
     Raises:
         NoGpusError: no node that is alive has a GPU.
     """
+    with_gpus = [node for node in ray_nodes if node["Alive"] and int(node["Resources"].get("GPU", 0)) > 0]
+    uses = Counter(map(_name, with_gpus))
     nodes, selectors, ids = [], {}, {}
-    for ray_node in ray_nodes:
-        gpus = int(ray_node["Resources"].get("GPU", 0))
-        if not ray_node["Alive"] or gpus == 0:
-            continue
-        labels, node_id = ray_node["Labels"], ray_node["NodeID"]
-        island = labels.get(ISLAND_LABEL)
-        name = labels.get(NODE_LABEL, ray_node["NodeName"] if island is None else f"{island}/{ray_node['NodeName']}")
-        if name in ids:  # several unlabelled raylets on one machine
+    for ray_node in with_gpus:
+        labels, node_id, name = ray_node["Labels"], ray_node["NodeID"], _name(ray_node)
+        if uses[name] > 1:  # several unlabelled raylets on one machine, or node labels that repeat
             name = f"{name}#{node_id[:8]}"
-        gpu = Gpu(name=labels.get(ACCELERATOR_LABEL, "GPU"), memory_bytes=gpu_memory_bytes)
-        nodes.append(Node(name=name, island=island or name, gpus=gpus, gpu=gpu))
-        is_labelled = island is not None and NODE_LABEL in labels
-        selectors[name] = {ISLAND_LABEL: island, NODE_LABEL: name} if is_labelled else {RAY_NODE_ID_LABEL: node_id}
+        gpu = Gpu(name=labels.get(ACCELERATOR_LABEL, "GPU"), memory_bytes=gpu_memory_bytes[node_id])
+        gpus = int(ray_node["Resources"]["GPU"])
+        nodes.append(Node(name=name, island=labels.get(ISLAND_LABEL) or name, gpus=gpus, gpu=gpu))
+        selectors[name] = _selector(ray_node, with_gpus)
         ids[name] = node_id
     if not nodes:
         raise NoGpusError("the Ray cluster has no node with a GPU; start its nodes with --num-gpus or on GPU machines")
     nodes.sort(key=lambda node: node.name)
     return Inventory(cluster=Cluster(nodes=tuple(nodes)), selectors=selectors, ray_node_ids=ids)
+
+
+def _name(ray_node: Mapping[str, Any]) -> str:
+    island, own = ray_node["Labels"].get(ISLAND_LABEL), str(ray_node["NodeName"])
+    return ray_node["Labels"].get(NODE_LABEL) or (f"{island}/{own}" if island else own)
+
+
+def _selector(ray_node: Mapping[str, Any], with_gpus: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """Our labels where they tell the node from all others, else its Ray id."""
+    ours = {label: ray_node["Labels"].get(label) for label in (ISLAND_LABEL, NODE_LABEL)}
+    is_unique = sum(ours.items() <= node["Labels"].items() for node in with_gpus) == 1
+    return ours if all(ours.values()) and is_unique else {RAY_NODE_ID_LABEL: ray_node["NodeID"]}

@@ -12,8 +12,12 @@ import ray
 
 from deployments import fleet, local_cluster, run_record
 from deployments.check import Checked
-from deployments.config import Config, RayCluster
+from deployments.config import ClusterConfig, Config
+from deployments.config import LocalCluster as LocalClusterConfig
+from deployments.config import RayCluster as RayClusterConfig
+from deployments.config import SimulatedCluster as SimulatedClusterConfig
 from deployments.fleet import FleetPlan
+from deployments.gpu_memory import GpuMemoryUnknownError, gpu_memory_bytes
 from deployments.islands import Inventory, NoGpusError, inventory
 from deployments.local_cluster import ClusterStartError, LocalCluster
 from deployments.placing import place_replicas
@@ -23,7 +27,6 @@ from deployments.tiny_models import cache_root, make_model
 
 GIB = 2**30
 POLL_S = 0.25
-HTTP_TIMEOUT_S = 5.0
 Say = Callable[[str], None]
 
 
@@ -37,20 +40,17 @@ def serve(checked: Checked, record_path: Path, environ: Mapping[str, str], say: 
     Whatever was started is ended again when a later step fails or the user interrupts.
 
     Raises:
-        LaunchError: already serving from here, or a step failed.
+        LaunchError: a step failed.
         ConfigError: the discovered cluster cannot hold what is configured.
     """
-    running = run_record.read(record_path)
-    if running is not None and is_alive(running):
-        raise LaunchError(f"already serving {running.model} at {running.url}; end it first with `archipelago stop`")
     if checked.source.made is not None:
         say(f"making the model {checked.source.made} (kept for the next time)")
         make_model(checked.source.made, cache_root(environ))
     record = None
-    cluster = _start_cluster(checked.config, environ, say)
+    cluster = _start_cluster(checked.config.cluster, environ, say)
     try:
         _connect(cluster.address if cluster else _address(checked.config))
-        where = inventory(ray.nodes(), _gpu_memory_bytes(checked.config))  # type: ignore[no-untyped-call]
+        where = _inventory(checked.config)
         plan = fleet_plan(checked, where)
         record = _record(plan, cluster)
         run_record.write(record_path, record)
@@ -58,7 +58,7 @@ def serve(checked: Checked, record_path: Path, environ: Mapping[str, str], say: 
     except BaseException as error:
         say("taking back what was started")
         _take_back(cluster, record, record_path)
-        if isinstance(error, fleet.FleetStartError | NoGpusError):
+        if isinstance(error, fleet.FleetStartError | NoGpusError | GpuMemoryUnknownError):
             raise LaunchError(str(error)) from error
         raise
     finally:
@@ -85,22 +85,15 @@ def stop(record_path: Path, say: Say) -> bool:
 def status(record_path: Path) -> tuple[RunRecord, dict[str, ReplicaReport | str]] | None:
     """Ask every replica of the running deployment where it is; None when nothing is running."""
     record = run_record.read(record_path)
-    if record is None or not is_alive(record):
+    if record is None or not run_record.is_alive(record):
         return None
     with _connected(record.ray_address):
         return record, fleet.reports(record.replicas)
 
 
-def is_alive(record: RunRecord) -> bool:
-    """Whether anything of a recorded deployment is still there."""
-    if record.cluster is not None:
-        return any(True for _ in local_cluster.processes(record.cluster))
-    return _health(record.url) is not None
-
-
 def is_serving(record: RunRecord) -> bool:
     """Whether the endpoint answers requests now."""
-    return _health(record.url) == httpx.codes.OK
+    return run_record.health(record.url) == httpx.codes.OK
 
 
 def fleet_plan(checked: Checked, where: Inventory) -> FleetPlan:
@@ -130,14 +123,28 @@ def fleet_plan(checked: Checked, where: Inventory) -> FleetPlan:
     )
 
 
-def _start_cluster(config: Config, environ: Mapping[str, str], say: Say) -> LocalCluster | None:
-    if isinstance(config.cluster, RayCluster):
-        return None
-    say(f"starting a Ray cluster: {config.cluster.islands} simulated nodes, {config.cluster.gpus_per_island} GPUs each")
+def _start_cluster(config: ClusterConfig, environ: Mapping[str, str], say: Say) -> LocalCluster | None:
     try:
-        return local_cluster.start(config.cluster.islands, config.cluster.gpus_per_island, environ)
+        match config:
+            case SimulatedClusterConfig(islands=islands, gpus_per_island=gpus):
+                say(f"starting a Ray cluster of {islands} simulated nodes with {gpus} GPUs each")
+                return local_cluster.start_simulated(islands, gpus, environ)
+            case LocalClusterConfig():
+                say("starting Ray on the GPUs of this machine")
+                return local_cluster.start(environ)
+            case RayClusterConfig():
+                return None
     except ClusterStartError as error:
         raise LaunchError(str(error)) from error
+
+
+def _inventory(config: Config) -> Inventory:
+    ray_nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    if isinstance(config.cluster, SimulatedClusterConfig):
+        memory_bytes = dict.fromkeys((node["NodeID"] for node in ray_nodes), int(config.cluster.gpu_memory_gib * GIB))
+    else:
+        memory_bytes = gpu_memory_bytes(ray_nodes)
+    return inventory(ray_nodes, memory_bytes)
 
 
 def _deploy(plan: FleetPlan, where: Inventory, say: Say) -> None:
@@ -147,7 +154,7 @@ def _deploy(plan: FleetPlan, where: Inventory, say: Say) -> None:
     fleet.deploy(plan, where)
     fleet.wait_until_running(plan, lambda name, state: say(f"{name} is {state}"))
     deadline_s = time.monotonic() + plan.start_timeout_s
-    while _health(url_of(plan)) != httpx.codes.OK:
+    while run_record.health(url_of(plan)) != httpx.codes.OK:
         if time.monotonic() > deadline_s:
             raise LaunchError(f"{url_of(plan)}/health did not turn healthy within {plan.start_timeout_s:g} s")
         time.sleep(POLL_S)
@@ -180,11 +187,7 @@ def url_of(plan: FleetPlan) -> str:
 
 
 def _address(config: Config) -> str:
-    return config.cluster.address if isinstance(config.cluster, RayCluster) else "auto"
-
-
-def _gpu_memory_bytes(config: Config) -> int:
-    return 0 if isinstance(config.cluster, RayCluster) else int(config.cluster.gpu_memory_gib * GIB)
+    return config.cluster.address if isinstance(config.cluster, RayClusterConfig) else "auto"
 
 
 def _connect(address: str) -> None:
@@ -203,10 +206,3 @@ def _connected(address: str) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
-
-
-def _health(url: str) -> int | None:
-    try:
-        return httpx.get(f"{url}/health", timeout=HTTP_TIMEOUT_S).status_code
-    except httpx.HTTPError:
-        return None

@@ -105,8 +105,7 @@ class FleetLink:
     def open(self) -> None:
         """Start to connect; replicas become ready as their engines do."""
         for name, connection in self._connections.items():
-            self._tasks.append(asyncio.create_task(self._receive(name, connection)))
-            self._tasks.append(asyncio.create_task(self._send(name, connection)))
+            self._tasks.append(asyncio.create_task(self._stay_connected(name, connection)))
 
     def close(self) -> None:
         """Drop the connections; the replicas notice and abort what is left."""
@@ -158,39 +157,43 @@ class FleetLink:
         """Wait for the next message of any replica, or the loss of one."""
         return await self._events.get()
 
-    async def _receive(self, name: str, connection: _Connection) -> None:
+    async def _stay_connected(self, name: str, connection: _Connection) -> None:
         while True:
             try:
-                async for frames in connection.port.stream(self._ingress):
-                    connection.ready = True
-                    if frames:
-                        self._events.put_nowait(Step(name, frames))
-            except Exception as error:  # noqa: BLE001  whatever ended the stream, the answer is to connect again
-                log.warning("lost the stream of replica %s: %s", name, error)
+                # When one direction fails the other is ended with it: only a new stream makes the replica drop what
+                # this ingress has given up, and a batch that is still on its way belongs to that.
+                async with asyncio.TaskGroup() as directions:
+                    directions.create_task(self._receive(name, connection))
+                    directions.create_task(self._send(connection))
+            except* Exception as errors:  # noqa: BLE001  whatever it was, the answer is to connect again
+                log.warning("lost replica %s: %s", name, errors.exceptions[0])
             finally:
                 self._disconnect(name, connection)
             await asyncio.sleep(RECONNECT_S)
 
-    async def _send(self, name: str, connection: _Connection) -> None:
+    async def _receive(self, name: str, connection: _Connection) -> None:
+        async for frames in connection.port.stream(self._ingress):
+            connection.ready = True
+            if frames:
+                self._events.put_nowait(Step(name, frames))
+        raise ConnectionError("its stream has ended")
+
+    async def _send(self, connection: _Connection) -> None:
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(connection.has_mail.wait(), RENEW_S)
+                async with asyncio.timeout(RENEW_S):
+                    await connection.has_mail.wait()
             connection.has_mail.clear()
-            if not connection.ready:
-                continue
-            batch = Batch(tuple(connection.requests), tuple(connection.aborts))
-            connection.requests, connection.aborts = [], []
-            try:
+            if connection.ready:
+                batch = Batch(tuple(connection.requests), tuple(connection.aborts))
+                connection.requests, connection.aborts = [], []
                 await connection.port.submit(self._ingress, batch)
-            except Exception as error:  # noqa: BLE001  it may or may not have arrived: end what was on the replica
-                log.warning("replica %s did not take a batch: %s", name, error)
-                self._disconnect(name, connection)
 
     def _disconnect(self, name: str, connection: _Connection) -> None:
         connection.ready = False
         lost = tuple(connection.outstanding)
-        # Should the replica still be there, it must not go on computing what its client was told is lost.
-        connection.requests, connection.aborts, connection.outstanding = [], list(lost), {}
+        connection.requests, connection.aborts, connection.outstanding = [], [], {}
+        connection.has_mail.clear()
         for request_id in lost:
             self._holder.pop(request_id, None)
         if lost:

@@ -1,9 +1,12 @@
-"""An archipelago in small: simulated nodes on this machine, each one island of CPU slots that Ray counts as GPUs.
+"""Ray on this machine, for one deployment: on its GPUs, or an archipelago in small without any.
 
-Every node is a raylet with a loopback address of its own (127.0.0.2, 127.0.0.3, ...: Ray replaces 127.0.0.1 by the
-machine's public address), so that Ray and vLLM tell the nodes apart as they would tell machines apart. `stop` finds
-the processes of one cluster by what they cannot lose (see `processes`), since `ray stop` would end every Ray on the
-machine.
+A simulated node is a raylet with a loopback address of its own (127.0.0.2, 127.0.0.3, ...: Ray replaces 127.0.0.1 by
+the machine's public address), so that Ray and vLLM tell the nodes apart as they would tell machines apart; its GPUs are
+CPU slots that Ray counts as such. With real GPUs there is one node, and Ray finds them; `_simulated_node` and
+`_simulated_environ` are all that differs.
+
+`stop` finds the processes of one cluster by what they cannot lose (see `processes`), since `ray stop` would end every
+Ray on the machine.
 """
 
 import contextlib
@@ -14,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,84 +28,107 @@ from deployments.simulated_gpus import SIMULATED_GPUS_ENV
 
 CLUSTER_ID_ENV = "ARCHIPELAGO_CLUSTER"
 OBJECT_STORE_BYTES = 100 * 2**20  # nothing large travels through Ray's object store
-LOGICAL_CPUS = 8  # per node, for Serve's own actors; real cores are shared by all simulated nodes anyway
+SIMULATED_CPUS = 8  # per node, for Serve's own actors; real cores are shared by all simulated nodes anyway
+HEAD_IP = "127.0.0.2"
 NODE_START_TIMEOUT_S = 120
 TERMINATE_GRACE_S = 3  # GCS and the log monitors do not heed SIGTERM while workers end
 
 
 class ClusterStartError(Exception):
-    """A simulated node did not start; the message holds the end of what Ray printed."""
+    """A Ray node did not start; the message holds the end of what Ray printed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocalCluster:
-    """A running simulated cluster; all that is needed to find it again from another process."""
+    """A running cluster of this machine; all that is needed to find it again from another process."""
 
     cluster_id: str
     address: str
     temp_dir: str
 
 
-def start(islands: int, gpus_per_island: int, environ: Mapping[str, str]) -> LocalCluster:
+def start(environ: Mapping[str, str]) -> LocalCluster:
+    """Start one Ray node with the GPUs of this machine.
+
+    Raises:
+        ClusterStartError: it did not come up. Nothing is left running.
+    """
+    return _start(environ, [[f"--node-ip-address={HEAD_IP}"]])
+
+
+def start_simulated(islands: int, gpus_per_island: int, environ: Mapping[str, str]) -> LocalCluster:
     """Start ``islands`` simulated nodes with ``gpus_per_island`` slots each; the first is also Ray's head.
 
     Raises:
         ClusterStartError: a node did not come up. Nothing is left running.
     """
+    nodes = [_simulated_node(index, gpus_per_island) for index in range(islands)]
+    return _start(_simulated_environ(environ, slots=islands * gpus_per_island), nodes)
+
+
+def _start(environ: Mapping[str, str], nodes: Sequence[Sequence[str]]) -> LocalCluster:
     # Ray puts unix sockets below its directory, and their paths must stay under 108 characters: hence not the cwd.
     temp_dir = tempfile.mkdtemp(prefix="archipelago-")
-    cluster_id = uuid.uuid4().hex[:12]
-    port = free_port()
-    cluster = LocalCluster(cluster_id=cluster_id, address=f"127.0.0.2:{port}", temp_dir=temp_dir)
-    env = node_environ(environ, cluster_id, slots=islands * gpus_per_island)
+    cluster = LocalCluster(cluster_id=uuid.uuid4().hex[:12], address=f"{HEAD_IP}:{free_port()}", temp_dir=temp_dir)
+    env = cluster_environ(environ, cluster.cluster_id)
     try:
-        for index in range(islands):
-            _start_node(index, gpus_per_island, cluster, env)
+        for index, options in enumerate(nodes):
+            _start_node(index, options, cluster, env)
     except BaseException:
         stop(cluster)
         raise
     return cluster
 
 
-def node_environ(environ: Mapping[str, str], cluster_id: str, *, slots: int) -> dict[str, str]:
-    """The environment of every process of a simulated cluster."""
+def cluster_environ(environ: Mapping[str, str], cluster_id: str) -> dict[str, str]:
+    """The environment of every process of a cluster: the user's, without what is meant for another Ray."""
     env = {name: value for name, value in environ.items() if not name.startswith("RAY_")}
-    env.pop("VLLM_CPU_KVCACHE_SPACE", None)  # it would override the configured kv_cache_memory_bytes
     return env | {
         CLUSTER_ID_ENV: cluster_id,
-        SIMULATED_GPUS_ENV: "1",
-        # The slots share the cores; vLLM would otherwise bind every worker to all of them.
-        "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // slots)),
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_NO_USAGE_STATS": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
+        # Ray gives its workers niceness 15, as if they were batch jobs; here they serve.
+        "RAY_worker_niceness": "0",
         # The cluster listens on loopback only, and two of them must not share the token in the user's home directory.
         "RAY_AUTH_MODE": "disabled",
     }
 
 
-def _start_node(index: int, gpus: int, cluster: LocalCluster, env: Mapping[str, str]) -> None:
-    port = cluster.address.rpartition(":")[2]
-    as_head = (f"--port={port}", f"--temp-dir={cluster.temp_dir}", f"--ray-client-server-port={free_port()}")
-    role = ("--head", "--include-dashboard=false", *as_head) if index == 0 else (f"--address={cluster.address}",)
-    command = [
-        *(sys.executable, "-m", "ray.scripts.scripts", "start", *role),
+def _simulated_environ(environ: Mapping[str, str], *, slots: int) -> dict[str, str]:
+    env = dict(environ)
+    env.pop("VLLM_CPU_KVCACHE_SPACE", None)  # it would override the configured kv_cache_memory_bytes
+    return env | {
+        SIMULATED_GPUS_ENV: "1",
+        # The slots share the cores; vLLM would otherwise bind every worker to all of them.
+        "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // slots)),
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    }
+
+
+def _simulated_node(index: int, gpus: int) -> list[str]:
+    return [
         f"--node-ip-address=127.0.0.{index + 2}",
-        f"--num-cpus={LOGICAL_CPUS}",
+        f"--num-cpus={SIMULATED_CPUS}",
         f"--num-gpus={gpus}",
         f"--labels={ISLAND_LABEL}=island-{index},{NODE_LABEL}=node-{index}",
         f"--object-store-memory={OBJECT_STORE_BYTES}",
-        f"--dashboard-agent-listen-port={free_port()}",
-        "--disable-usage-stats",
     ]
+
+
+def _start_node(index: int, options: Sequence[str], cluster: LocalCluster, env: Mapping[str, str]) -> None:
+    port = cluster.address.rpartition(":")[2]
+    as_head = (f"--port={port}", f"--temp-dir={cluster.temp_dir}", f"--ray-client-server-port={free_port()}")
+    role = ("--head", "--include-dashboard=false", *as_head) if index == 0 else (f"--address={cluster.address}",)
+    agent = (f"--dashboard-agent-listen-port={free_port()}", "--disable-usage-stats")
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", *role, *agent, *options]
     try:
         done = subprocess.run(
             command, env=dict(env), capture_output=True, text=True, timeout=NODE_START_TIMEOUT_S, check=False
         )
     except subprocess.TimeoutExpired as error:
-        raise ClusterStartError(f"node-{index} did not start within {NODE_START_TIMEOUT_S} s") from error
+        raise ClusterStartError(f"Ray node {index} did not start within {NODE_START_TIMEOUT_S} s") from error
     if done.returncode != 0:
-        raise ClusterStartError(f"node-{index} did not start:\n{(done.stdout + done.stderr)[-2000:]}")
+        raise ClusterStartError(f"Ray node {index} did not start:\n{(done.stdout + done.stderr)[-2000:]}")
 
 
 def stop(cluster: LocalCluster) -> int:

@@ -62,7 +62,7 @@ class Replica:
             raise RuntimeError(f"replica {plan.name} was started outside a placement group")
         self._placement_group = placement_group
         config = shard_config(plan.model, plan.engine_args, plan.layout.shape, self._placement_group)
-        self._engine = ShardedEngine(config, bundle_indices=range(len(plan.layout.seats)))
+        self._engine = ShardedEngine(config)
         found = await self._whereabouts()
         verify(plan.layout, found, plan.node_names)
         await self._engine.unlink_shared_memory()

@@ -5,8 +5,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from deployments.local_cluster import LocalCluster
+import httpx
 
+from deployments.local_cluster import LocalCluster, processes
+
+HTTP_TIMEOUT_S = 5.0
 STATE_DIR_ENV = "ARCHIPELAGO_STATE_DIR"
 
 
@@ -45,3 +48,19 @@ def read(path: Path) -> RunRecord | None:
     cluster = fields.pop("cluster")
     replicas = tuple(fields.pop("replicas"))
     return RunRecord(**fields, replicas=replicas, cluster=LocalCluster(**cluster) if cluster else None)
+
+
+def is_alive(record: RunRecord) -> bool:
+    """Whether anything of a recorded deployment is still there."""
+    if record.cluster is not None:
+        return any(True for _ in processes(record.cluster))
+    return health(record.url) is not None
+
+
+def health(url: str) -> int | None:
+    """The status code of an endpoint's ``/health``; None when nothing answers."""
+    try:
+        # A proxy of the environment would be asked for its own 127.0.0.1.
+        return httpx.get(f"{url}/health", timeout=HTTP_TIMEOUT_S, trust_env=False).status_code
+    except httpx.HTTPError:
+        return None

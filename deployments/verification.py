@@ -54,8 +54,10 @@ def verify(layout: Layout, found: Found, node_names: Mapping[str, str]) -> None:
 
 
 def _rank_problems(layout: Layout, found: Found, node_names: Mapping[str, str]) -> Iterable[str]:
-    if len(found.workers) != len(layout.seats):
-        yield f"workers: wanted {len(layout.seats)}, found {len(found.workers)}"
+    counts = {"workers": len(found.workers), "bundles": len(found.bundle_nodes)}
+    wrong = {what: count for what, count in counts.items() if count != len(layout.seats)}
+    if wrong:
+        yield from (f"{what}: wanted {len(layout.seats)}, found {count}" for what, count in wrong.items())
         return
     for seat, worker, bundle_node in zip(layout.seats, found.workers, found.bundle_nodes, strict=True):
         wanted_ranks = (seat.dp_rank, seat.pp_rank, seat.tp_rank)

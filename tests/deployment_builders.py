@@ -1,9 +1,11 @@
 """Clusters as Ray tells of them, and replicas as they tell of themselves, for the tests of `deployments`."""
 
 import asyncio
-import json
-from collections.abc import AsyncIterator
+import contextlib
+import threading
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from deployments.islands import ISLAND_LABEL, NODE_LABEL, RAY_NODE_ID_LABEL
@@ -14,17 +16,24 @@ from placement import Cluster, Layout, Shape, place
 MIB = 2**20
 
 
-def ray_node(node_id: str, *, gpus: float = 2, name: str = "10.0.0.1", alive: bool = True, **labels: str) -> Any:
-    """One entry of `ray.nodes()`; the labels `island` and `node` are ours, others are spelt with `__` for a slash."""
-    ours = {"island": ISLAND_LABEL, "node": NODE_LABEL}
-    named = {ours.get(label, label.replace("__", "/").replace("_", "-")): value for label, value in labels.items()}
-    resources = {"CPU": 8.0} | ({"GPU": float(gpus)} if gpus else {})
+def ray_node(
+    node_id: str,
+    *,
+    gpus: float = 2,
+    name: str = "10.0.0.1",
+    alive: bool = True,
+    island: str = "",
+    node: str = "",
+    **labels: str,
+) -> dict[str, Any]:
+    """One entry of `ray.nodes()`; `labels` are labels that are not ours."""
+    ours = {ISLAND_LABEL: island, NODE_LABEL: node}
     return {
         "NodeID": node_id,
         "NodeName": name,
         "Alive": alive,
-        "Resources": resources,
-        "Labels": {RAY_NODE_ID_LABEL: node_id} | named,
+        "Resources": {"CPU": 8.0} | ({"GPU": float(gpus)} if gpus else {}),
+        "Labels": {RAY_NODE_ID_LABEL: node_id} | {label: value for label, value in ours.items() if value} | labels,
     }
 
 
@@ -37,8 +46,8 @@ def ray_nodes_of(cluster: Cluster, *, labelled: bool = True) -> list[Any]:
     """What `ray.nodes()` would return for a cluster: its nodes, and a head without GPUs."""
     nodes = [ray_node("head", gpus=0)]
     for node in cluster.nodes:
-        labels = {"island": node.island, "node": node.name} if labelled else {}
-        nodes.append(ray_node(ray_id(node.name), gpus=node.gpus, name=node.name, **labels))
+        island, label = (node.island, node.name) if labelled else ("", "")
+        nodes.append(ray_node(ray_id(node.name), gpus=node.gpus, name=node.name, island=island, node=label))
     return nodes
 
 
@@ -122,8 +131,23 @@ class FakeReplica:
         self._messages.put_nowait(error)
 
 
-def error_of(body: str) -> dict[str, Any]:
-    """The error of an OpenAI-style answer."""
-    error = json.loads(body)["error"]
-    assert isinstance(error, dict)
-    return error
+@contextlib.contextmanager
+def answering(status: int) -> Iterator[str]:
+    """A server that answers everything with one status; its URL."""
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()

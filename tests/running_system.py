@@ -3,6 +3,7 @@
 import random
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +14,7 @@ from deployments.islands import Inventory
 
 GPU_BYTES = 2**30
 MAX_TOKENS = 24
+LONG_TOKENS = 1900  # at a few milliseconds each: seconds during which something can happen
 ENGINE_ARGS: dict[str, Any] = {
     "dtype": "float32",
     "enforce_eager": True,
@@ -58,3 +60,9 @@ def prompts(count: int = 6) -> list[list[int]]:
     """Token ids of varied prompts, some longer than a KV block."""
     rng = random.Random(7)
     return [[rng.randrange(20, 2000) for _ in range(length)] for length in (3, 9, 17, 40, 70, 130)][:count]
+
+
+def stream(deployed: Deployed, client: httpx.Client) -> AbstractContextManager[httpx.Response]:
+    """A long streamed completion."""
+    body = {"model": deployed.plan.model, "prompt": prompts(1)[0], "max_tokens": LONG_TOKENS, "temperature": 0}
+    return client.stream("POST", f"{deployed.url}/v1/completions", json=body | {"stream": True}, timeout=60)

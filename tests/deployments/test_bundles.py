@@ -4,7 +4,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from placement_builders import GIB, cluster_of
 
-from deployments.bundles import REPLICA_CPUS, bundles_for
+from deployments.bundles import ENGINE_CORE_CPUS, REPLICA_CPUS, bundles_for
 from deployments.islands import ISLAND_LABEL, NODE_LABEL, RAY_NODE_ID_LABEL, Inventory, inventory
 from placement import Cluster, Layout, Shape, place
 
@@ -12,6 +12,11 @@ quick = settings(max_examples=60, deadline=None, derandomize=True)
 
 FIRST = {"GPU": 1, "CPU": REPLICA_CPUS}
 OTHER = {"GPU": 1}
+FIRST_OF_DP = {"GPU": 1, "CPU": REPLICA_CPUS + ENGINE_CORE_CPUS}
+OTHER_OF_DP = {"GPU": 1, "CPU": ENGINE_CORE_CPUS}
+# With data parallelism every rank has an EngineCore of its own, in its first bundle.
+FIRST_OF_ALL = {"GPU": 1, "CPU": REPLICA_CPUS + ENGINE_CORE_CPUS}
+FIRST_OF_RANK = {"GPU": 1, "CPU": ENGINE_CORE_CPUS}
 
 
 def labels(island: int, node: int = 0) -> dict[str, str]:
@@ -23,7 +28,8 @@ def node_id(island: int, node: int = 0) -> dict[str, str]:
 
 
 def seen(cluster: Cluster, *, labelled: bool) -> Inventory:
-    return inventory(ray_nodes_of(cluster, labelled=labelled), GIB)
+    ray_nodes = ray_nodes_of(cluster, labelled=labelled)
+    return inventory(ray_nodes, dict.fromkeys((node["NodeID"] for node in ray_nodes), GIB))
 
 
 @pytest.mark.parametrize(
@@ -47,9 +53,9 @@ def seen(cluster: Cluster, *, labelled: bool) -> Inventory:
             "tp2ep4dp2",
             cluster_of(2, 2),
             True,
-            [FIRST, OTHER, OTHER, OTHER],
+            [FIRST_OF_ALL, OTHER, FIRST_OF_RANK, OTHER],
             [labels(0), labels(0), labels(1), labels(1)],
-            id="only the first data-parallel rank has the replica",
+            id="an EngineCore for each data-parallel rank",
         ),
         pytest.param("pp2", cluster_of(1, 1), False, [FIRST, OTHER], [node_id(0), node_id(1)], id="unlabelled nodes"),
     ],
@@ -95,9 +101,14 @@ def test_bundle_i_is_rank_i_on_the_node_of_its_seat(case: tuple[Layout, Inventor
 @given(placed())
 def test_every_bundle_has_one_gpu_and_only_the_first_has_the_replica(case: tuple[Layout, Inventory]) -> None:
     layout, where = case
-    first, *others = bundles_for(layout, where.selectors).resources
-    assert first == FIRST
-    assert all(resources == OTHER for resources in others)
+    resources = bundles_for(layout, where.selectors).resources
+    assert all(bundle["GPU"] == 1 for bundle in resources)
+    if layout.shape.dp == 1:
+        assert resources == (FIRST, *[OTHER] * (layout.shape.gpus - 1))
+    cpus = [rank for rank, bundle in enumerate(resources) if bundle.get("CPU")]
+    starts = [seat.rank for seat in layout.seats if (seat.pp_rank, seat.tp_rank) == (0, 0)]
+    assert cpus == starts
+    assert sum(bundle.get("CPU", 0) for bundle in resources[1:]) == ENGINE_CORE_CPUS * (layout.shape.dp - 1)
 
 
 @quick

@@ -114,7 +114,7 @@ def test_auto_waits_for_a_hub_model() -> None:
 def test_a_ray_cluster_is_placed_later() -> None:
     result = checked(shape="tp2pp2", replicas=100, cluster={"kind": "ray"})
     assert (str(result.shape), result.layouts) == ("tp2pp2", None)
-    assert result.notes == ("cluster: memory and placement are checked when the Ray cluster is known",)
+    assert result.notes == ("cluster: memory and placement are checked when the GPUs are known",)
     assert checked(cluster={"kind": "ray"}).shape is None
 
 

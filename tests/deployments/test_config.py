@@ -117,10 +117,13 @@ BAD: list[tuple[str, str]] = [
     # Cluster
     (
         "models: [{source: x}]\ncluster: ray",
-        "cluster: 'ray' is not accepted; give a mapping with kind 'ray' or 'simulated'",
+        "cluster: 'ray' is not accepted; give a mapping with kind 'local' or 'ray' or 'simulated'",
     ),
-    ("models: [{source: x}]\ncluster: {islands: 3}", "cluster.kind: missing; give 'ray' or 'simulated'"),
-    ("models: [{source: x}]\ncluster: {kind: k8s}", "cluster.kind: 'k8s' is not accepted; give 'ray' or 'simulated'"),
+    ("models: [{source: x}]\ncluster: {islands: 3}", "cluster.kind: missing; give 'local' or 'ray' or 'simulated'"),
+    (
+        "models: [{source: x}]\ncluster: {kind: k8s}",
+        "cluster.kind: 'k8s' is not accepted; give 'local' or 'ray' or 'simulated'",
+    ),
     (
         "models: [{source: x}]\ncluster: {kind: simulated, islands: 0}",
         "cluster.islands: 0 is not accepted; give an integer from 1 to 64",
@@ -247,6 +250,7 @@ def sections() -> list[Any]:
     return [
         config_module.ModelConfig,
         config_module.SimulatedCluster,
+        config_module.LocalCluster,
         config_module.RayCluster,
         config_module.EndpointConfig,
         config_module.LimitsConfig,

@@ -28,7 +28,7 @@ def layout(shape: str = "tp2pp2") -> Layout:
     return layout_of(shape, cluster_of(2, 2))
 
 
-@pytest.mark.parametrize("shape", ["tp1", "tp2", "pp2", "tp2pp2", "tp4", "tp4pp2", "dp2tp2", "dp2ep4tp2", "dp2tp2pp2"])
+@pytest.mark.parametrize("shape", ["tp1", "tp2", "pp2", "tp2pp2", "tp4", "tp2pp3", "dp2tp2", "dp2ep4tp2", "dp2tp2pp2"])
 def test_what_is_placed_as_planned_passes(shape: str) -> None:
     planned = layout_of(shape, CLUSTER)
     verify(planned, found_as_planned(planned), NAMES)

@@ -21,10 +21,11 @@ from placement import Layout, Shape, place
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Inventory]:
-    started = local_cluster.start(2, 2, os.environ)
+    started = local_cluster.start_simulated(2, 2, os.environ)
     try:
         ray.init(address=started.address, log_to_driver=False)
-        yield inventory(ray.nodes(), GPU_BYTES)
+        nodes = ray.nodes()
+        yield inventory(nodes, dict.fromkeys((node["NodeID"] for node in nodes), GPU_BYTES))
         ray.shutdown()
     finally:
         local_cluster.stop(started)
@@ -90,14 +91,29 @@ def plan_of(cluster: Inventory, model_path: Callable[[str], Path]) -> Callable[.
 
 
 @pytest.fixture(scope="session")
-def deploy(cluster: Inventory) -> Iterator[Callable[[fleet.FleetPlan], Deployed]]:
-    """Serve a plan; what was served before is deleted first. Asking again for what is served costs nothing."""
-    served: list[Deployed] = []
+def served() -> list[Deployed]:
+    """What is served now: nothing, or one fleet."""
+    return []
 
-    def clear() -> None:
+
+@pytest.fixture(scope="session")
+def clear(cluster: Inventory, served: list[Deployed]) -> Iterator[Callable[[], None]]:
+    """Delete what is served."""
+
+    def delete() -> None:
         for old in served:
             fleet.delete((old.plan.ingress_name, *old.plan.replica_names), drain_timeout_s=0)
         served.clear()
+
+    yield delete
+    delete()
+
+
+@pytest.fixture(scope="session")
+def deploy(
+    cluster: Inventory, served: list[Deployed], clear: Callable[[], None]
+) -> Callable[[fleet.FleetPlan], Deployed]:
+    """Serve a plan; what was served before is deleted first. Asking again for what is served costs nothing."""
 
     def serve(plan: fleet.FleetPlan) -> Deployed:
         if served and served[0].plan == plan:
@@ -110,5 +126,4 @@ def deploy(cluster: Inventory) -> Iterator[Callable[[fleet.FleetPlan], Deployed]
         until(lambda: httpx.get(f"{deployed.url}/health").status_code == 200, "healthy")
         return deployed
 
-    yield serve
-    clear()
+    return serve

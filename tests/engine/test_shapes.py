@@ -12,11 +12,12 @@ from deployments.verification import verify
 pytestmark = pytest.mark.engine
 
 SHAPES = [
+    pytest.param("tiny-llama", "tp2pp2", {"island-0", "island-1"}, id="tp2pp2"),
     pytest.param("tiny-llama", "tp1", {"island-0"}, id="tp1"),
     pytest.param("tiny-llama", "tp2", {"island-0"}, id="tp2"),
     pytest.param("tiny-llama", "pp2", {"island-0"}, id="pp2"),
-    pytest.param("tiny-llama", "tp2pp2", {"island-0", "island-1"}, id="tp2pp2"),
     pytest.param("tiny-moe", "tp2ep2", {"island-0"}, id="tp2ep2"),
+    pytest.param("tiny-moe", "tp2ep4dp2", {"island-0", "island-1"}, id="tp2ep4dp2"),
 ]
 
 

@@ -1,0 +1,100 @@
+"""Turns of two servers as tables for people and as a document for programs."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from loadtests.comparison import Figures, Ratio, medians, ratios
+from loadtests.server_memory import RoleMemory
+
+OURS, PEER = "archipelago", "vLLM"
+MIB = 2**20
+# Heading of each figure, and what it is multiplied by for the table.
+COLUMNS: Mapping[str, tuple[str, float]] = {
+    "tokens_per_s": ("tok/s", 1),
+    "ttft_p50_s": ("TTFT p50 ms", 1000),
+    "ttft_p95_s": ("TTFT p95 ms", 1000),
+    "tpot_p50_s": ("TPOT p50 ms", 1000),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """One server in one round: its figures by concurrency, then the memory of its processes."""
+
+    server: str
+    round: int
+    launch_to_token_s: float
+    figures: Mapping[int, Figures]
+    memory: tuple[RoleMemory, ...]
+
+
+def print_report(turns: Sequence[Turn], console: Console) -> None:
+    """Print speed, start and memory."""
+    console.print(_speed_table(turns))
+    for server in (OURS, PEER):
+        starts_s = [turn.launch_to_token_s for turn in turns if turn.server == server]
+        spread = f"({min(starts_s):.1f}-{max(starts_s):.1f})"
+        console.print(f"{server}: {median(starts_s):.1f} s {spread} from launch to the first token")
+    for server in (OURS, PEER):
+        console.print(_memory_table(next(turn for turn in turns if turn.server == server)))
+
+
+def document(turns: Sequence[Turn], conditions: Mapping[str, Any]) -> dict[str, Any]:
+    """All that was measured, in base units, under what conditions."""
+    compared = {
+        concurrency: {metric: asdict(ratio) for metric, ratio in _ratios(turns, concurrency).items()}
+        for concurrency in turns[0].figures
+    }
+    return {"conditions": dict(conditions), "ratios": compared, "turns": [asdict(turn) for turn in turns]}
+
+
+def _speed_table(turns: Sequence[Turn]) -> Table:
+    table = Table(title="medians over rounds; ratio: of the medians (lowest-highest of a round)", title_justify="left")
+    table.add_column("clients", justify="right")
+    table.add_column("server")
+    for heading, _ in COLUMNS.values():
+        table.add_column(heading, justify="right")
+    for concurrency in turns[0].figures:
+        for server in (OURS, PEER):
+            figures = medians(_figures(turns, server, concurrency))
+            table.add_row(
+                str(concurrency),
+                server,
+                *(f"{getattr(figures, metric) * scale:.1f}" for metric, (_, scale) in COLUMNS.items()),
+            )
+        compared = _ratios(turns, concurrency)
+        table.add_row(
+            str(concurrency), f"{OURS}/{PEER}", *(_ratio_cell(compared[metric]) for metric in COLUMNS), end_section=True
+        )
+    return table
+
+
+def _memory_table(turn: Turn) -> Table:
+    table = Table(title=f"{turn.server}: memory (proportional set size)", title_justify="left")
+    table.add_column("role")
+    table.add_column("processes", justify="right")
+    table.add_column("MiB", justify="right")
+    for role in turn.memory:
+        table.add_row(role.role, str(role.processes), f"{role.pss_bytes / MIB:.0f}")
+    table.add_section()
+    processes, pss_bytes = sum(role.processes for role in turn.memory), sum(role.pss_bytes for role in turn.memory)
+    table.add_row("all", str(processes), f"{pss_bytes / MIB:.0f}")
+    return table
+
+
+def _figures(turns: Sequence[Turn], server: str, concurrency: int) -> list[Figures]:
+    by_round = sorted((turn for turn in turns if turn.server == server), key=lambda turn: turn.round)
+    return [turn.figures[concurrency] for turn in by_round]
+
+
+def _ratios(turns: Sequence[Turn], concurrency: int) -> dict[str, Ratio]:
+    return ratios(_figures(turns, OURS, concurrency), _figures(turns, PEER, concurrency))
+
+
+def _ratio_cell(ratio: Ratio) -> str:
+    return f"{ratio.of_medians:.3f} ({ratio.lowest:.3f}-{ratio.highest:.3f})"

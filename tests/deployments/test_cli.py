@@ -1,0 +1,285 @@
+import os
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from deployment_builders import answering
+
+from deployments import cli, local_cluster
+from deployments.cli import default_config, main
+from deployments.local_cluster import CLUSTER_ID_ENV, LocalCluster, free_port
+from deployments.run_record import STATE_DIR_ENV, RunRecord, write
+
+SIMULATED = Path(cli.__file__).parent / "configs" / "local.yaml"
+MOE = Path(cli.__file__).parent / "configs" / "moe.yaml"
+
+COMMANDS = {
+    "serve": ["CONFIG", "--model", "--shape", "--port", "--block"],
+    "status": [],
+    "stop": [],
+    "check": ["CONFIG", "--model", "--shape", "--port", "--fields"],
+}
+
+
+@pytest.fixture(autouse=True)
+def record_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the record of what is served would be; nothing is at first."""
+    monkeypatch.setenv(STATE_DIR_ENV, str(tmp_path / "state"))
+    return tmp_path / "state" / "run.json"
+
+
+@pytest.fixture
+def ran(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Runs a command line; returns its exit code, output and errors, none of which is ever a traceback."""
+
+    def run(*argv: object) -> tuple[int, str, str]:
+        try:
+            code = main([str(argument) for argument in argv])
+        except SystemExit as end:  # how argparse ends
+            code = int(end.code or 0)
+        output, errors = capsys.readouterr()
+        assert "Traceback" not in output + errors
+        return code, output, errors
+
+    return run
+
+
+Ran = Callable[..., tuple[int, str, str]]
+
+
+def record(tmp_path: Path, **changes: Any) -> RunRecord:
+    """A deployment whose cluster has no processes."""
+    temp_dir = tmp_path / "archipelago-gone"
+    cluster = LocalCluster(cluster_id=f"test-{os.getpid()}", address="127.0.0.2:1", temp_dir=str(temp_dir))
+    fields: dict[str, Any] = {
+        "ray_address": "127.0.0.2:1",
+        "cluster": cluster,
+        "model": "tiny-llama",
+        "url": f"http://127.0.0.1:{free_port()}",
+        "ingress": "tiny-llama--ingress",
+        "replicas": ("tiny-llama--tp1--0",),
+        "drain_timeout_s": 0,
+    }
+    return RunRecord(**fields | changes)
+
+
+@pytest.fixture
+def member(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A process of the cluster that `record` tells of."""
+    cluster = record(tmp_path).cluster
+    assert cluster is not None
+    env = os.environ | {CLUSTER_ID_ENV: cluster.cluster_id}
+    with subprocess.Popen([sys.executable, "-I", "-S", "-c", "import time; time.sleep(60)"], env=env) as process:
+        while not list(local_cluster.processes(cluster)):  # until it has become what it was started as
+            assert process.poll() is None
+        yield process
+        process.kill()
+
+
+# --- help ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_that_names_its_options(command: str, ran: Ran) -> None:
+    code, output, errors = ran(command, "--help")
+    assert (code, errors) == (0, "")
+    assert output.startswith(f"usage: archipelago {command}")
+    options = set(re.findall(r"^  (?:-\w, )?(--\w+|[A-Z]+)", output, re.MULTILINE))
+    assert options - {"--help"} == set(COMMANDS[command])
+
+
+def test_the_help_names_every_command(ran: Ran) -> None:
+    code, output, _ = ran("--help")
+    assert code == 0
+    assert re.findall(r"^    (\w+)  ", output, re.MULTILINE) == list(COMMANDS)
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        [],
+        ["sever"],
+        ["serve", "a.yaml", "b.yaml"],
+        ["serve", "--modle", "x"],
+        ["check", "--port", "eighty"],
+        ["stop", "x"],
+    ],
+    ids=" ".join,
+)
+def test_a_command_line_that_makes_no_sense_is_refused_with_its_usage(argv: list[str], ran: Ran) -> None:
+    code, output, errors = ran(*argv)
+    assert (code, output) == (2, "")
+    assert errors.startswith("usage: archipelago")
+
+
+# --- check -----------------------------------------------------------------------------------------------------------
+
+
+def test_check_shows_where_every_rank_would_go(ran: Ran) -> None:
+    assert ran("check", SIMULATED, "--port", free_port()) == (
+        0,
+        "replica 0: tp2pp2: rank 0 on node-0 in island-0, rank 1 on node-0 in island-0, "
+        "rank 2 on node-1 in island-1, rank 3 on node-1 in island-1\nno mistakes found\n",
+        "",
+    )
+
+
+def test_check_describes_every_field(ran: Ran) -> None:
+    code, output, errors = ran("check", "--fields")
+    assert (code, errors) == (0, "")
+    for field in ("models[].source", "models[].shape", "cluster.islands", "endpoint.port", "limits.drain_timeout_s"):
+        assert f"{field}  (" in output
+
+
+def test_the_configuration_that_is_used_without_one_is_there_and_has_no_mistakes(ran: Ran) -> None:
+    assert default_config().is_file()
+    assert ran("check", "--port", free_port())[0] == 0
+
+
+BAD: list[tuple[str, list[str], str]] = [
+    ("no such file", ["{dir}/no.yaml"], "{dir}/no.yaml: cannot be read (No such file or directory); give an existing"),
+    ("a directory", ["{dir}"], "{dir}: cannot be read (Is a directory); give an existing YAML file"),
+    ("not YAML", ["{dir}/bad.yaml"], "{dir}/bad.yaml: line 1, column 10: expected the node content"),
+    ("an unknown field", ["{dir}/typo.yaml"], "endpiont: unknown name; did you mean endpoint?"),
+    ("a shape that is none", [str(SIMULATED), "--shape", "tp2xx3"], "models[0].shape: 'tp2xx3'"),
+    ("a shape without room", [str(SIMULATED), "--shape", "tp4"], "models[0].shape: 'tp4' is not accepted; tp4 needs 4"),
+    ("an empty model", [str(SIMULATED), "--model", ""], "models[0].source: '' is not accepted"),
+    ("a model that is not there", [str(SIMULATED), "--model", "./gone"], "models[0].source: './gone' is not accepted"),
+    ("a port that is none", [str(SIMULATED), "--port", "70000"], "endpoint.port: 70000 is not accepted"),
+]
+
+
+@pytest.mark.parametrize("command", ["check", "serve"])
+@pytest.mark.parametrize(("argv", "message"), [case[1:] for case in BAD], ids=[case[0] for case in BAD])
+def test_a_bad_configuration_is_a_message_and_nothing_is_started(
+    command: str, argv: list[str], message: str, ran: Ran, tmp_path: Path, record_file: Path
+) -> None:
+    (tmp_path / "bad.yaml").write_text("models: [")
+    (tmp_path / "typo.yaml").write_text("models: [{source: tiny-llama}]\nendpiont: {}")
+    arguments = [argument.replace("{dir}", str(tmp_path)) for argument in argv]
+    port = [] if "--port" in argv else ["--port", str(free_port())]
+    code, output, errors = ran(command, *arguments, *port)
+    assert (code, output) == (1, "")
+    title, *lines = errors.splitlines()
+    assert title == "archipelago: the configuration has mistakes"
+    assert len(lines) == 1
+    assert lines[0].startswith(message.replace("{dir}", str(tmp_path)))
+    assert not record_file.exists()
+
+
+def test_all_mistakes_are_told_at_once(ran: Ran) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as busy:
+        port = busy.getsockname()[1]
+        code, _, errors = ran("check", SIMULATED, "--shape", "tp3", "--port", port)
+    assert code == 1
+    assert [line.split(":")[0] for line in errors.splitlines()] == [
+        "archipelago",
+        "endpoint.port",
+        *["models[0].shape"] * (len(errors.splitlines()) - 2),
+    ]
+
+
+# --- overrides -------------------------------------------------------------------------------------------------------
+
+
+def test_a_model_and_a_shape_replace_those_of_the_configuration(ran: Ran) -> None:
+    code, output, _ = ran("check", SIMULATED, "--model", "tiny-moe", "--shape", "tp2ep2", "--port", free_port())
+    assert code == 0
+    assert output.startswith("replica 0: tp2ep2: rank 0 on node-0 in island-0, rank 1 on node-0 in island-0\n")
+
+
+def test_a_shape_alone_keeps_the_model(ran: Ran) -> None:
+    assert "replica 0: tp2ep2:" in ran("check", MOE, "--shape", "tp2ep2", "--port", free_port())[1]
+    code, _, errors = ran("check", SIMULATED, "--shape", "tp2ep2", "--port", free_port())
+    assert code == 1
+    assert "ep2 needs a mixture of experts; tiny-llama is a dense model" in errors
+
+
+def test_a_model_takes_its_own_name_and_leaves_what_belongs_to_the_other(ran: Ran, tmp_path: Path) -> None:
+    path = tmp_path / "named.yaml"
+    path.write_text(
+        "models:\n- {source: tiny-llama, name: mine, shape: auto, tool_call_parser: hermes,"
+        " chat_template: '{{ messages }}', engine: {kv_cache_memory_bytes: 67108864}}"
+    )
+    assert "the smallest shape that holds mine" in ran("check", path, "--port", free_port())[1]
+    assert (
+        "the smallest shape that holds tiny-moe" in ran("check", path, "--model", "tiny-moe", "--port", free_port())[1]
+    )
+
+
+def test_the_port_replaces_that_of_the_configuration(ran: Ran) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as busy:
+        port = busy.getsockname()[1]
+        code, _, errors = ran("check", SIMULATED, "--port", port)
+    assert code == 1
+    assert f"endpoint.port: {port} is not accepted; nothing can listen on it at 127.0.0.1 now" in errors
+
+
+# --- status and stop -------------------------------------------------------------------------------------------------
+
+
+def test_status_of_nothing_says_how_to_start(ran: Ran) -> None:
+    code, output, errors = ran("status")
+    assert (code, output) == (1, "")
+    assert errors == "archipelago: nothing is served from this directory; start with `archipelago serve`\n"
+
+
+def test_stopping_nothing_is_fine(ran: Ran) -> None:
+    assert ran("stop") == (0, "archipelago: nothing was started from this directory\n", "")
+
+
+def test_a_cluster_that_has_gone_is_not_served_and_can_be_stopped(ran: Ran, tmp_path: Path, record_file: Path) -> None:
+    write(record_file, record(tmp_path))
+    assert ran("status")[0] == 1
+    code, output, _ = ran("stop")
+    assert code == 0
+    assert "0 processes have ended" in output
+    assert not record_file.exists()
+
+
+def test_stop_ends_the_cluster_and_forgets_it(
+    ran: Ran, tmp_path: Path, record_file: Path, member: subprocess.Popen[bytes]
+) -> None:
+    write(record_file, record(tmp_path))
+    code, output, _ = ran("stop")
+    assert code == 0
+    assert "stopping tiny-llama" in output
+    assert "1 processes have ended" in output
+    assert member.poll() is not None
+    assert ran("stop")[1] == "archipelago: nothing was started from this directory\n"
+
+
+def test_serving_twice_from_one_directory_is_refused(
+    ran: Ran, tmp_path: Path, record_file: Path, member: subprocess.Popen[bytes]
+) -> None:
+    running = record(tmp_path)
+    write(record_file, running)
+    code, output, errors = ran("serve", SIMULATED)
+    assert (code, output) == (1, "")
+    assert errors == (
+        f"archipelago: already serving tiny-llama at {running.url}; end it first with `archipelago stop`\n"
+    )
+
+
+def test_a_ray_cluster_that_does_not_answer_is_a_message(
+    ran: Ran, tmp_path: Path, record_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**_: object) -> None:
+        raise ConnectionError("nobody there")
+
+    monkeypatch.setattr(ray, "init", refuse)
+    with answering(200) as url:
+        write(record_file, replace(record(tmp_path), cluster=None, url=url))
+        for command in ("status", "stop"):
+            code, _, errors = ran(command)
+            assert code == 1
+            assert errors.startswith("archipelago: ")
+            assert "127.0.0.2:1" in errors
+            assert len(errors.splitlines()) == 1

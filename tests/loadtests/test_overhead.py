@@ -1,0 +1,245 @@
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from rich.console import Console
+
+from loadtests import overhead
+from loadtests.comparison import FailedRequestsError, Figures, Ratio, figures_of, medians, quantile, ratios
+from loadtests.overhead_report import OURS, PEER, Turn, document, print_report
+from loadtests.server_memory import RoleMemory, memory_by_role, processes_with, role_of, with_descendants
+from loadtests.servers import configuration, peer_environ, peer_flags
+from loadtests.stream_client import Sample
+
+# --- statistics ------------------------------------------------------------------------------------------------------
+
+
+def sample(*times_s: float, sent_s: float = 0.0, error: str | None = None) -> Sample:
+    """A request whose tokens came one by one at these times after it was sent."""
+    end_s = sent_s + max(times_s, default=0)
+    return Sample(sent_s=sent_s, end_s=end_s, token_times_s=times_s, tokens=len(times_s), error=error)
+
+
+def figures(**changes: float) -> Figures:
+    usual = {"tokens_per_s": 64.0, "ttft_p50_s": 0.064, "ttft_p95_s": 0.08, "tpot_p50_s": 0.016}
+    return Figures(**usual | changes)
+
+
+@pytest.mark.parametrize(
+    ("values", "share", "expected"),
+    [
+        pytest.param([3.0], 0.95, 3.0, id="one value"),
+        pytest.param([4.0, 1.0, 3.0, 2.0], 0.5, 2.5, id="between two, whatever their order"),
+        pytest.param([1.0, 2.0, 9.0], 0.5, 2.0, id="the middle one"),
+        pytest.param([float(value) for value in range(101)], 0.95, 95.0, id="95 of 100"),
+        pytest.param([0.0, 10.0], 0.95, 9.5, id="interpolated"),
+    ],
+)
+def test_quantiles(values: list[float], share: float, expected: float) -> None:
+    assert quantile(values, share) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("samples", "expected"),
+    [
+        pytest.param(
+            [sample(0.5, 1.0, 1.5, 2.0)],
+            Figures(tokens_per_s=2, ttft_p50_s=0.5, ttft_p95_s=0.5, tpot_p50_s=0.5),
+            id="one request",
+        ),
+        pytest.param(
+            [sample(1, 2, 3, 4), sample(2, 3, 4, 5, sent_s=3)],
+            Figures(tokens_per_s=1, ttft_p50_s=1.5, ttft_p95_s=1.95, tpot_p50_s=1),
+            id="the wall clock runs from the first start to the last end",
+        ),
+        pytest.param(
+            [sample(0.1, 0.2, 0.3, 0.4), sample(0.1, 0.2, 0.3, 0.7), sample(0.1, 1.1, 2.1, 3.1, sent_s=0.9)],
+            Figures(tokens_per_s=3, ttft_p50_s=0.1, ttft_p95_s=0.1, tpot_p50_s=0.2),
+            id="requests side by side; the median is of requests, not of tokens",
+        ),
+    ],
+)
+def test_figures_of_a_run(samples: list[Sample], expected: Figures) -> None:
+    found = figures_of(samples, output_tokens=4)
+    assert vars_of(found) == pytest.approx(vars_of(expected))
+
+
+def vars_of(found: Figures | Ratio) -> dict[str, float]:
+    return {name: getattr(found, name) for name in type(found).__dataclass_fields__}
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        pytest.param(sample(1.0, error="HTTP 503: busy"), "HTTP 503: busy", id="an error"),
+        pytest.param(sample(1.0, 2.0, 3.0), "3 tokens instead of 2", id="too many tokens"),
+        pytest.param(sample(), "0 tokens instead of 2", id="none"),
+        pytest.param(
+            Sample(sent_s=0, end_s=1, token_times_s=(), tokens=2, error=None),
+            "tokens were reported but no event carried one",
+            id="tokens that never arrived",
+        ),
+    ],
+)
+def test_one_failed_request_spoils_the_run(bad: Sample, reason: str) -> None:
+    with pytest.raises(FailedRequestsError) as caught:
+        figures_of([sample(1.0, 2.0), bad, sample(1.0, 2.0)], output_tokens=2)
+    assert str(caught.value) == f"1 of 3 requests failed; the first: {reason}"
+
+
+def test_medians_are_taken_figure_by_figure() -> None:
+    rounds = [figures(tokens_per_s=speed, ttft_p50_s=wait) for speed, wait in ((60, 0.3), (90, 0.1), (70, 0.2))]
+    assert medians(rounds) == figures(tokens_per_s=70, ttft_p50_s=0.2)
+
+
+@pytest.mark.parametrize(
+    ("ours", "peer", "expected"),
+    [
+        pytest.param([50], [100], Ratio(of_medians=0.5, lowest=0.5, highest=0.5), id="one round"),
+        pytest.param([100, 100], [100, 100], Ratio(of_medians=1, lowest=1, highest=1), id="no difference"),
+        pytest.param([90, 80, 300], [100, 100, 200], Ratio(of_medians=0.9, lowest=0.8, highest=1.5), id="an outlier"),
+        pytest.param([50, 100], [50, 100], Ratio(of_medians=1, lowest=1, highest=1), id="rounds are compared in pairs"),
+    ],
+)
+def test_ratios(ours: list[float], peer: list[float], expected: Ratio) -> None:
+    found = ratios([figures(tokens_per_s=speed) for speed in ours], [figures(tokens_per_s=speed) for speed in peer])
+    assert vars_of(found["tokens_per_s"]) == pytest.approx(vars_of(expected))
+    assert found["ttft_p50_s"] == Ratio(of_medians=1, lowest=1, highest=1)
+
+
+# --- the same for both servers ---------------------------------------------------------------------------------------
+
+
+def test_the_servers_take_turns_and_ours_is_the_very_first() -> None:
+    assert overhead.order_of_turns(3) == [(0, OURS), (0, PEER), (1, PEER), (1, OURS), (2, OURS), (2, PEER)]
+
+
+def test_both_servers_get_the_same_engine_arguments() -> None:
+    engine = configuration("m", 1)["models"][0]["engine"]
+    flags = peer_flags("/models/m", 1)
+    for name, value in engine.items():
+        flag = name.replace("_", "-")
+        written = {True: f"--{flag}", False: f"--no-{flag}"}[value] if isinstance(value, bool) else f"--{flag}={value}"
+        assert written in flags
+    assert set(flags[:2]) == {"--model=/models/m", "--served-model-name=bench"}
+    assert len(flags) == len(engine) + 2
+
+
+@pytest.mark.parametrize(
+    ("tensor_parallel", "more_flags"),
+    [(1, []), (2, ["--tensor-parallel-size=2", "--distributed-executor-backend=mp"])],
+)
+def test_the_shape_reaches_both_servers(tensor_parallel: int, more_flags: list[str]) -> None:
+    ours = configuration("m", tensor_parallel)
+    assert ours["models"][0]["shape"] == f"tp{tensor_parallel}"
+    assert (ours["cluster"]["islands"], ours["cluster"]["gpus_per_island"]) == (1, tensor_parallel)
+    assert peer_flags("m", tensor_parallel) == peer_flags("m", 1) + more_flags
+
+
+def test_our_configuration_is_one_that_archipelago_accepts(tmp_path: Path) -> None:
+    config = tmp_path / "archipelago.yaml"
+    config.write_text(json.dumps(configuration("bench-100m", 2)))
+    command = [Path(sys.executable).with_name("archipelago"), "check", config, "--port", "0"]
+    done = subprocess.run([*command[:-1], "48123"], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_peer_has_our_threads_and_no_cache_size_from_the_environment() -> None:
+    environ = {"PATH": "/bin", "OMP_NUM_THREADS": "64", "VLLM_CPU_KVCACHE_SPACE": "40"}
+    threads = {"OMP_NUM_THREADS": "2", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    assert peer_environ(environ, threads) == {"PATH": "/bin", "VLLM_NO_USAGE_STATS": "1", **threads}
+
+
+# --- processes -------------------------------------------------------------------------------------------------------
+
+
+def test_processes_are_found_by_their_environment_with_their_children() -> None:
+    mark = f"{os.getpid()}-{os.urandom(4).hex()}"
+    # The child has lost the variable, as processes do that overwrite their environment with a title.
+    script = (
+        "import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', 'input()'], env={}); print(p.pid); input()"
+    )
+    env = {**os.environ, "ARCHIPELAGO_TEST_MARK": mark}
+    with subprocess.Popen(
+        [sys.executable, "-u", "-c", script], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdout is not None
+        child_pid = int(parent.stdout.readline())
+        try:
+            roots = processes_with("ARCHIPELAGO_TEST_MARK", mark)
+            assert {process.pid for process in roots} == {parent.pid}
+            members = with_descendants([*roots, *roots])
+            assert [process.pid for process in members] == [parent.pid, child_pid]
+            (memory,) = memory_by_role(members)
+            assert (memory.role, memory.processes) == ("other", 2)
+            assert memory.pss_bytes > 2**20
+        finally:
+            psutil.Process(child_pid).kill()
+            parent.kill()
+
+
+# --- the report ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def turns() -> list[Turn]:
+    """Two rounds, ours at half the peer's speed in the first and three quarters in the second."""
+
+    def turn(server: str, index: int, speed: float, memory_mib: int) -> Turn:
+        memory = (RoleMemory(role="worker", processes=2, pss_bytes=memory_mib * 2**20),)
+        by_concurrency = {1: figures(tokens_per_s=speed), 8: figures(tokens_per_s=4 * speed)}
+        return Turn(server=server, round=index, launch_to_token_s=speed / 10, figures=by_concurrency, memory=memory)
+
+    return [turn(OURS, 0, 50, 700), turn(PEER, 0, 100, 500), turn(PEER, 1, 80, 501), turn(OURS, 1, 60, 701)]
+
+
+def test_the_tables_show_medians_ratios_starts_and_memory(turns: list[Turn]) -> None:
+    console = Console(width=140, highlight=False, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    print_report(turns, console)
+    rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in console.export_text().splitlines()]
+    assert ["1", OURS, "55.0", "64.0", "80.0", "16.0"] in rows
+    assert ["1", PEER, "90.0", "64.0", "80.0", "16.0"] in rows
+    assert ["8", PEER, "360.0", "64.0", "80.0", "16.0"] in rows
+    assert ["8", f"{OURS}/{PEER}", "0.611 (0.500-0.750)", *["1.000 (1.000-1.000)"] * 3] in rows
+    assert [f"{OURS}: 5.5 s (5.0-6.0) from launch to the first token"] in rows
+    assert ["worker", "2", "700"] in rows
+    assert ["all", "2", "500"] in rows
+
+
+def test_the_document_holds_every_turn_in_base_units(turns: list[Turn]) -> None:
+    written: dict[str, Any] = json.loads(json.dumps(document(turns, {"cores": 2})))
+    assert written["conditions"] == {"cores": 2}
+    assert written["ratios"]["1"]["tokens_per_s"]["lowest"] == 0.5
+    assert [(turn["server"], turn["round"]) for turn in written["turns"]] == [
+        (OURS, 0),
+        (PEER, 0),
+        (PEER, 1),
+        (OURS, 1),
+    ]
+    assert written["turns"][1]["figures"]["8"]["ttft_p95_s"] == 0.08
+    assert written["turns"][3]["memory"] == [{"role": "worker", "processes": 2, "pss_bytes": 701 * 2**20}]
+
+
+# --- the command line ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--shape", "tp2pp2"], "invalid choice: 'tp2pp2'"),
+        (["--rounds", "0"], "'0': give a whole number above 0"),
+        (["--requests", "many"], "'many': give a whole number above 0"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_explained(
+    argv: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        overhead.parser().parse_args(argv)
+    assert message in capsys.readouterr().err
