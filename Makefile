@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve stop status test test-all check lock clean
+.PHONY: help install serve stop status test test-all check bench lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +33,10 @@ check: install ## format, lint, types, import contracts, chart
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	helm=$$($(BIN)/python .ci/helm.py) && $$helm lint --strict helm
+
+bench: install ## speed beside vLLM's own server: make bench [MODEL=bench-100m] [SHAPE=tp1] [OUT=file.json]
+	@$(BIN)/python -m loadtests.overhead \
+		$(if $(MODEL),--model '$(MODEL)') $(if $(SHAPE),--shape '$(SHAPE)') $(if $(OUT),--out '$(OUT)')
 
 lock: ## resolve deployments/locks/*.txt anew from pyproject.toml
 	@$(PYTHON) -I deployments/install.py lock

@@ -18,7 +18,7 @@ from deployments.check import check, port_is_free
 from deployments.config import Config, load_config, parse_config
 from deployments.config_messages import ConfigError, reference
 from deployments.model_source import download_config
-from deployments.run_record import RunRecord, record_path
+from deployments.run_record import RunRecord, RunRecordError, record_path
 
 EPILOG = """\
 examples:
@@ -38,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return command(arguments)
     except ConfigError as error:
         print(f"archipelago: the configuration has mistakes\n{error}", file=sys.stderr)
+    except RunRecordError as error:
+        return _failed(error)
     except KeyboardInterrupt:
         print("archipelago: interrupted", file=sys.stderr)
     return 1

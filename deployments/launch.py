@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import httpx
 import ray
+from ray.exceptions import RayError
 
 from deployments import fleet, local_cluster, run_record
 from deployments.check import Checked
@@ -27,6 +29,7 @@ from deployments.tiny_models import cache_root, make_model
 
 GIB = 2**30
 POLL_S = 0.25
+CONNECT_TIMEOUT_S = 5.0
 Say = Callable[[str], None]
 
 
@@ -58,7 +61,7 @@ def serve(checked: Checked, record_path: Path, environ: Mapping[str, str], say: 
     except BaseException as error:
         say("taking back what was started")
         _take_back(cluster, record, record_path)
-        if isinstance(error, fleet.FleetStartError | NoGpusError | GpuMemoryUnknownError):
+        if isinstance(error, fleet.FleetStartError | NoGpusError | GpuMemoryUnknownError | RayError):
             raise LaunchError(str(error)) from error
         raise
     finally:
@@ -74,6 +77,8 @@ def stop(record_path: Path, say: Say) -> bool:
     say(f"stopping {record.model}")
     if record.cluster is not None:
         say(f"{local_cluster.stop(record.cluster)} processes have ended")
+    elif not _is_reachable(record.ray_address):
+        say(f"the Ray cluster at {record.ray_address} is gone, and the deployment with it")
     else:
         with _connected(record.ray_address):
             say(f"draining {len(record.replicas)} replicas, for {record.drain_timeout_s:g} s at the most")
@@ -192,11 +197,22 @@ def _address(config: Config) -> str:
 
 def _connect(address: str) -> None:
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    refusal = LaunchError(f"cluster.address: no Ray cluster answers at {address!r}; start one with `ray start --head`")
+    if address != "auto" and not _is_reachable(address):  # ray.init would try for minutes
+        raise refusal
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except ConnectionError as error:
-        message = f"cluster.address: no Ray cluster answers at {address!r}; start one with `ray start --head`"
-        raise LaunchError(message) from error
+        raise refusal from error
+
+
+def _is_reachable(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S):
+            return True
+    except OSError:
+        return False
 
 
 @contextlib.contextmanager

@@ -133,30 +133,35 @@ def _start_node(index: int, options: Sequence[str], cluster: LocalCluster, env: 
 
 def stop(cluster: LocalCluster) -> int:
     """End every process of the cluster, and only those; return how many there were. Harmless when none is left."""
-    members = list(processes(cluster))
+    ended: set[int] = set()
     # Killed workers cannot remove the queues that vLLM puts into shared memory.
-    segments = {path for process in members for path in _shared_memory_of(process)}
-    for process in members:
-        _signal(process.terminate)
-    _, alive = psutil.wait_procs(members, timeout=TERMINATE_GRACE_S)
-    for process in [*alive, *processes(cluster)]:
-        _signal(process.kill)
-    psutil.wait_procs(alive, timeout=TERMINATE_GRACE_S)
+    segments: set[Path] = set()
+    while members := list(processes(cluster)):  # again, for what a node started while it was being ended
+        ended.update(process.pid for process in members)
+        segments.update(path for process in members for path in _shared_memory_of(process))
+        for process in members:
+            _signal(process.terminate)
+        _, alive = psutil.wait_procs(members, timeout=TERMINATE_GRACE_S)
+        for process in alive:
+            _signal(process.kill)
+        psutil.wait_procs(alive, timeout=TERMINATE_GRACE_S)
     for path in segments:
         path.unlink(missing_ok=True)
     shutil.rmtree(cluster.temp_dir, ignore_errors=True)
-    return len(members)
+    return len(ended)
 
 
 def processes(cluster: LocalCluster) -> Iterable[psutil.Process]:
-    """Find the processes of a cluster: all inherit its id in their environment, or hold its log files open.
+    """Find the processes of a cluster: all inherit its id in their environment.
 
-    Either alone would miss some: Ray's workers and agents overwrite their environment with a process title, and what
-    was started by hand inside the cluster may write its logs elsewhere.
+    Ray's workers and agents and vLLM's EngineCore overwrite theirs with a process title (setproctitle); those are known
+    by their open log files.
     """
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
-            if process.environ().get(CLUSTER_ID_ENV) == cluster.cluster_id or _has_open(process, cluster.temp_dir):
+            environ = {name: value for name, value in process.environ().items() if name}
+            has_id = environ.get(CLUSTER_ID_ENV) == cluster.cluster_id
+            if has_id or (not environ and _has_open(process, cluster.temp_dir)):
                 yield process
 
 

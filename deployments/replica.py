@@ -74,7 +74,7 @@ class Replica:
 
     async def steps(self, ingress: str) -> AsyncIterator[Frames]:
         """Stream to one ingress: an empty message at once, then one message per engine step that concerns it."""
-        await self._engine.abort_all_of(ingress)  # left over from a stream that broke: the ingress has given them up
+        await self._drop(ingress)  # what a stream that broke has left: the ingress has given it up
         outbox: asyncio.Queue[Frames | None] = asyncio.Queue()
         self._outboxes[ingress] = outbox
         self._last_heard_s[ingress] = time.monotonic()
@@ -128,9 +128,14 @@ class Replica:
         silent_since_s = time.monotonic() - LEASE_S
         for ingress in [name for name, heard_s in self._last_heard_s.items() if heard_s < silent_since_s]:
             log.warning("replica %s: ingress %s has gone; its requests are dropped", self._plan.name, ingress)
-            del self._last_heard_s[ingress]
-            self._outboxes.pop(ingress).put_nowait(None)
-            await self._engine.abort_all_of(ingress)
+            await self._drop(ingress)
+
+    async def _drop(self, ingress: str) -> None:
+        self._last_heard_s.pop(ingress, None)
+        outbox = self._outboxes.pop(ingress, None)
+        if outbox is not None:
+            outbox.put_nowait(None)
+        await self._engine.abort_all_of(ingress)
 
     async def _pump(self) -> None:
         try:

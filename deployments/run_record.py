@@ -13,6 +13,10 @@ HTTP_TIMEOUT_S = 5.0
 STATE_DIR_ENV = "ARCHIPELAGO_STATE_DIR"
 
 
+class RunRecordError(Exception):
+    """The record cannot be read; the message names the file."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunRecord:
     """One running deployment. ``cluster`` is the simulated cluster that was started for it, if one was."""
@@ -40,14 +44,21 @@ def write(path: Path, record: RunRecord) -> None:
 
 
 def read(path: Path) -> RunRecord | None:
-    """Read the record; None when nothing was started."""
+    """Read the record; None when nothing was started.
+
+    Raises:
+        RunRecordError: the file is none that this version writes.
+    """
     try:
         fields = json.loads(path.read_text())
+        cluster = fields.pop("cluster")
+        replicas = tuple(fields.pop("replicas"))
+        return RunRecord(**fields, replicas=replicas, cluster=LocalCluster(**cluster) if cluster else None)
     except FileNotFoundError:
         return None
-    cluster = fields.pop("cluster")
-    replicas = tuple(fields.pop("replicas"))
-    return RunRecord(**fields, replicas=replicas, cluster=LocalCluster(**cluster) if cluster else None)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        message = f"{path} is not a record of a deployment ({error}); end what it was about by hand and delete it"
+        raise RunRecordError(message) from error
 
 
 def is_alive(record: RunRecord) -> bool:

@@ -13,11 +13,16 @@ from dataclasses import dataclass
 import psutil
 
 # The first pattern found in a command line names the role. Ray and vLLM replace the command lines of their processes by
-# titles, while those of the raylet and the agents hold each other's names: hence the anchors.
+# titles, while that of the raylet holds the command lines of all it may start: hence the anchors and the order.
 ROLES: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("GCS", re.compile(r"^\S*/gcs_server ")),
     ("raylet", re.compile(r"^\S*/raylet ")),
-    ("Ray agents", re.compile(r"^ray::(DashboardAgent|RuntimeEnvAgent)|/log_monitor\.py ")),
+    (
+        "Ray services",
+        re.compile(
+            r"^ray::(DashboardAgent|RuntimeEnvAgent)|/(log_monitor|monitor|dashboard)\.py | ray\.util\.client\.server "
+        ),
+    ),
     ("Serve controller", re.compile(r"^ray::ServeController")),
     ("Serve proxy", re.compile(r"^ray::ProxyActor")),
     ("ingress", re.compile(r"^ray::ServeReplica:\S*--ingress:")),
@@ -25,7 +30,7 @@ ROLES: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("EngineCore", re.compile(r"^VLLM::EngineCore")),
     ("worker", re.compile(r"^(VLLM::Worker|ray::\S*Worker)")),
     ("API server", re.compile(r" vllm\.entrypoints\.openai\.api_server ")),
-    ("idle Ray workers", re.compile(r"^ray::IDLE")),
+    ("idle Ray workers", re.compile(r"^ray::IDLE|/default_worker\.py ")),
 )
 OTHER_ROLE = "other"
 

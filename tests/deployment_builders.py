@@ -1,15 +1,13 @@
 """Clusters as Ray tells of them, and replicas as they tell of themselves, for the tests of `deployments`."""
 
-import asyncio
 import contextlib
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from deployments.islands import ISLAND_LABEL, NODE_LABEL, RAY_NODE_ID_LABEL
-from deployments.link import Batch, Frames
 from deployments.verification import Found, Whereabouts
 from placement import Cluster, Layout, Shape, place
 
@@ -96,39 +94,6 @@ def with_bundle(found: Found, rank: int, node: str) -> Found:
     nodes = list(found.bundle_nodes)
     nodes[rank] = ray_id(node)
     return replace(found, bundle_nodes=tuple(nodes))
-
-
-class FakeReplica:
-    """A replica in memory, as an ingress reaches it: the test says what it streams, and when and whether it answers."""
-
-    def __init__(self) -> None:
-        self.streams = 0
-        self.batches: list[Batch] = []
-        self.refusals: list[Exception] = []
-        self.answers = asyncio.Event()
-        self.answers.set()
-        self._messages: asyncio.Queue[Frames | Exception | None] = asyncio.Queue()
-
-    async def stream(self, ingress: str) -> AsyncIterator[Frames]:
-        self.streams += 1
-        while (message := await self._messages.get()) is not None:
-            if isinstance(message, Exception):
-                raise message
-            yield message
-
-    async def submit(self, ingress: str, batch: Batch) -> None:
-        self.batches.append(batch)
-        await self.answers.wait()
-        if self.refusals:
-            raise self.refusals.pop()
-
-    def say(self, *frames: bytes) -> None:
-        """Stream one message; an empty one means ready."""
-        self._messages.put_nowait(list(frames))
-
-    def break_stream(self, error: Exception | None = None) -> None:
-        """End the stream, with an error or without."""
-        self._messages.put_nowait(error)
 
 
 @contextlib.contextmanager

@@ -277,9 +277,12 @@ def test_a_ray_cluster_that_does_not_answer_is_a_message(
     monkeypatch.setattr(ray, "init", refuse)
     with answering(200) as url:
         write(record_file, replace(record(tmp_path), cluster=None, url=url))
-        for command in ("status", "stop"):
-            code, _, errors = ran(command)
-            assert code == 1
-            assert errors.startswith("archipelago: ")
-            assert "127.0.0.2:1" in errors
-            assert len(errors.splitlines()) == 1
+        code, _, errors = ran("status")
+        assert code == 1
+        assert errors.startswith("archipelago: ")
+        assert "127.0.0.2:1" in errors
+        assert len(errors.splitlines()) == 1
+        code, output, _ = ran("stop")
+        assert code == 0
+        assert "127.0.0.2:1 is gone" in output
+    assert not record_file.exists()

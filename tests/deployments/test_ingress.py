@@ -4,7 +4,7 @@ from typing import Any
 
 import httpx
 import pytest
-from deployment_builders import FakeReplica
+from link_builders import FakeReplica, settled
 
 from deployments.ingress import ALWAYS_OPEN_PATHS, RETRY_AFTER_S, ReadinessGate
 from deployments.link import FleetLink
@@ -32,11 +32,6 @@ def run(scenario: Callable[[httpx.AsyncClient, FakeReplica], Awaitable[None]]) -
         link.close()
 
     asyncio.run(asyncio.wait_for(play(), 30))
-
-
-async def turn() -> None:
-    for _ in range(20):
-        await asyncio.sleep(0)
 
 
 def test_without_a_ready_replica_a_client_is_told_to_try_again() -> None:
@@ -76,12 +71,12 @@ def test_one_ready_replica_opens_the_gate_and_its_loss_closes_it() -> None:
     async def scenario(client: httpx.AsyncClient, replica: FakeReplica) -> None:
         assert (await client.get("/v1/models")).status_code == 503
         replica.say()
-        await turn()
+        await settled()
         answer = await client.post("/v1/completions", content=b"12345")
         assert (answer.status_code, answer.text) == (200, "/v1/completions 5")
         assert "retry-after" not in answer.headers
         replica.break_stream()
-        await turn()
+        await settled()
         assert (await client.get("/v1/models")).status_code == 503
 
     run(scenario)

@@ -42,8 +42,12 @@ def spawn() -> Iterator[Spawn]:
     """Starts Python scripts that tell when they are ready; what is left of them ends with the test."""
     started: list[subprocess.Popen[str]] = []
 
-    def spawn_one(script: str, *arguments: object, cluster_id: str | None = None) -> subprocess.Popen[str]:
+    def spawn_one(
+        script: str, *arguments: object, cluster_id: str | None = None, has_title: bool = False
+    ) -> subprocess.Popen[str]:
         env = {name: value for name, value in os.environ.items() if name != CLUSTER_ID_ENV}
+        if has_title:  # setproctitle writes over the environment that others see
+            env = {}
         if cluster_id is not None:
             env[CLUSTER_ID_ENV] = cluster_id
         command = [PYTHON, "-I", "-S", "-c", script, *map(str, arguments)]
@@ -191,10 +195,12 @@ def test_stop_ends_exactly_the_processes_that_carry_the_id(spawn: Spawn, cluster
 
 
 def test_stop_ends_what_lost_the_id_but_writes_the_logs_of_the_cluster(spawn: Spawn, cluster: LocalCluster) -> None:
-    ours = spawn(HOLDS, Path(cluster.temp_dir) / "worker.log")
-    other = spawn(HOLDS, Path(f"{cluster.temp_dir}.log"))  # beside the directory, not in it
+    log = Path(cluster.temp_dir) / "worker.log"
+    ours = spawn(HOLDS, log, has_title=True)
+    reader = spawn(HOLDS, log)  # somebody who looks at the log
+    other = spawn(HOLDS, Path(f"{cluster.temp_dir}.log"), has_title=True)  # beside the directory, not in it
     assert stop(cluster) == 1
-    assert (is_running(ours), is_running(other)) == (False, True)
+    assert [is_running(process) for process in (ours, reader, other)] == [False, True, True]
 
 
 def test_stop_ends_what_does_not_heed_sigterm(

@@ -1,15 +1,18 @@
+import io
 import json
 import os
+import socket
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+import yaml
 from rich.console import Console
 
+from deployments import cli
 from loadtests import overhead
 from loadtests.comparison import FailedRequestsError, Figures, Ratio, figures_of, medians, quantile, ratios
 from loadtests.overhead_report import OURS, PEER, Turn, document, print_report
@@ -142,12 +145,14 @@ def test_the_shape_reaches_both_servers(tensor_parallel: int, more_flags: list[s
     assert peer_flags("m", tensor_parallel) == peer_flags("m", 1) + more_flags
 
 
-def test_our_configuration_is_one_that_archipelago_accepts(tmp_path: Path) -> None:
+@pytest.mark.parametrize("tensor_parallel", [1, 2])
+def test_our_configuration_is_one_that_archipelago_accepts(tensor_parallel: int, tmp_path: Path) -> None:
     config = tmp_path / "archipelago.yaml"
-    config.write_text(json.dumps(configuration("bench-100m", 2)))
-    command = [Path(sys.executable).with_name("archipelago"), "check", config, "--port", "0"]
-    done = subprocess.run([*command[:-1], "48123"], capture_output=True, text=True, timeout=120)
-    assert (done.returncode, done.stderr) == (0, "")
+    config.write_text(yaml.safe_dump(configuration("bench-100m", tensor_parallel)))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    assert cli.main(["check", str(config), "--port", str(port)]) == 0
 
 
 def test_the_peer_has_our_threads_and_no_cache_size_from_the_environment() -> None:
@@ -157,6 +162,40 @@ def test_the_peer_has_our_threads_and_no_cache_size_from_the_environment() -> No
 
 
 # --- processes -------------------------------------------------------------------------------------------------------
+
+
+RAY = "/v/lib/python3.11/site-packages/ray"
+
+
+@pytest.mark.parametrize(
+    ("command_line", "role"),
+    [
+        (f"{RAY}/core/src/ray/gcs/gcs_server --log_dir=/tmp/a/logs --session-name=s", "GCS"),
+        (
+            f"{RAY}/core/src/ray/raylet/raylet --worker={RAY}/default_worker.py --agent={RAY}/log_monitor.py -x",
+            "raylet",
+        ),
+        (f"/v/bin/python -u {RAY}/_private/log_monitor.py --session-dir=/tmp/a", "Ray services"),
+        (f"/v/bin/python -u {RAY}/autoscaler/_private/monitor.py --logs-dir=/tmp/a", "Ray services"),
+        (f"/v/bin/python {RAY}/dashboard/dashboard.py --host=127.0.0.1", "Ray services"),
+        ("/v/bin/python -m ray.util.client.server --address=127.0.0.2:1", "Ray services"),
+        ("ray::DashboardAgent   ", "Ray services"),
+        ("ray::ServeController.listen_for_change   ", "Serve controller"),
+        ("ray::ProxyActor   ", "Serve proxy"),
+        ("ray::ServeReplica:bench--ingress:ingress   ", "ingress"),
+        ("ray::ServeReplica:bench--tp1--0:replica   ", "replica"),
+        ("VLLM::EngineCore   ", "EngineCore"),
+        ("ray::RayWorkerProc.run   ", "worker"),
+        ("VLLM::Worker_TP1   ", "worker"),
+        ("/v/bin/python -m vllm.entrypoints.openai.api_server --model=/m", "API server"),
+        ("ray::IDLE   ", "idle Ray workers"),
+        (f"/v/bin/python {RAY}/_private/workers/default_worker.py --node-ip-address=127.0.0.2", "idle Ray workers"),
+        ("/v/bin/python -B -c from multiprocessing.resource_tracker import main;main(77)", "other"),
+        ("", "other"),
+    ],
+)
+def test_a_process_is_known_by_its_command_line_or_title(command_line: str, role: str) -> None:
+    assert role_of(command_line) == role
 
 
 def test_processes_are_found_by_their_environment_with_their_children() -> None:
@@ -200,7 +239,7 @@ def turns() -> list[Turn]:
 
 
 def test_the_tables_show_medians_ratios_starts_and_memory(turns: list[Turn]) -> None:
-    console = Console(width=140, highlight=False, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    console = Console(width=140, highlight=False, record=True, file=io.StringIO())
     print_report(turns, console)
     rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in console.export_text().splitlines()]
     assert ["1", OURS, "55.0", "64.0", "80.0", "16.0"] in rows
