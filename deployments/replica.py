@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -19,12 +20,17 @@ from ray._private.state import actors
 from ray.util import placement_group_table
 
 from deployments.link import LEASE_S, Batch, Frames
+from deployments.root_cause import root_cause
 from deployments.verification import Found, verify
 from placement import Layout
 
 DRAIN_POLL_S = 0.05
 
 log = logging.getLogger("ray.serve")
+
+
+class EngineStartError(Exception):
+    """vLLM could not start the engine; the message is its root cause."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +68,10 @@ class Replica:
             raise RuntimeError(f"replica {plan.name} was started outside a placement group")
         self._placement_group = placement_group
         config = shard_config(plan.model, plan.engine_args, plan.layout.shape, self._placement_group)
-        self._engine = ShardedEngine(config)
+        try:
+            self._engine = ShardedEngine(config)
+        except RuntimeError as error:
+            raise EngineStartError(root_cause(own_output_lines()) or str(error)) from error
         found = await self._whereabouts()
         verify(plan.layout, found, plan.node_names)
         await self._engine.unlink_shared_memory()
@@ -150,6 +159,12 @@ class Replica:
         log.error("replica %s exits: %s", self._plan.name, reason)
         logging.shutdown()
         os._exit(1)
+
+
+def own_output_lines() -> list[str]:
+    """What this process and its children have printed, which Ray writes to a file."""
+    path = Path("/proc/self/fd/1").readlink()
+    return path.read_text(errors="replace").splitlines() if path.is_file() else []
 
 
 def is_actor_dead(actor_id: str) -> bool:
