@@ -49,6 +49,8 @@ from placement import Shape
 WORKER_PROBE = "deployments.worker_probe.WorkerProbe"
 PROBE_TIMEOUT_S = 60.0
 TASKS: tuple[SupportedTask, ...] = ("generate",)
+# What of the scheduler's configuration is read in the ingress.
+FRONTEND_SCHEDULING = ("stream_interval", "max_num_queued_reqs", "max_num_queued_tokens")
 
 
 # --- beside the GPUs -------------------------------------------------------------------------------------------------
@@ -155,7 +157,7 @@ class ShardedEngine:
 
     async def whereabouts(self) -> tuple[Whereabouts, ...]:
         """Ask every worker where it is; in rank order. (The answers arrive as msgpack maps.)"""
-        answers = [Whereabouts(**answer) for answer in await self._ask_workers("whereabouts")]
+        answers = (Whereabouts(**answer) for answer in await self._ask_workers("whereabouts"))
         return tuple(sorted(answers, key=lambda answer: answer.dp_rank))
 
     async def unlink_shared_memory(self) -> None:
@@ -163,8 +165,7 @@ class ShardedEngine:
         await self._ask_workers("unlink_shared_memory")
 
     async def _ask_workers(self, method: str) -> list[Any]:
-        request = ("collective_rpc", method, PROBE_TIMEOUT_S, (), None)
-        by_engine: list[list[Any]] = await self._client.call_utility_all_async(*request)
+        by_engine = await self._client.call_utility_all_async("collective_rpc", method, PROBE_TIMEOUT_S, (), None)
         return [answer for answers in by_engine for answer in answers]
 
     @property
@@ -209,7 +210,7 @@ class FleetCore(EngineCoreClient):
             raise GracefulHTTPError(str(error), HTTPStatus.SERVICE_UNAVAILABLE) from error
 
     async def abort_requests_async(self, request_ids: list[str]) -> None:
-        """Tell the replicas that hold them to drop the requests."""
+        """Have the requests dropped where they are."""
         self._link.abort(request_ids)
 
     async def get_output_async(self) -> EngineCoreOutputs:
@@ -284,7 +285,10 @@ def frontend_config(serve_args: Mapping[str, Any]) -> tuple[Namespace, VllmConfi
     model_config.quantization = None
     structured_outputs_config = engine_args.create_structured_outputs_config()
     namespace.structured_outputs_config = structured_outputs_config
-    return namespace, VllmConfig(model_config=model_config, structured_outputs_config=structured_outputs_config)
+    config = VllmConfig(model_config=model_config, structured_outputs_config=structured_outputs_config)
+    for name in FRONTEND_SCHEDULING:
+        setattr(config.scheduler_config, name, getattr(engine_args, name))
+    return namespace, config
 
 
 async def openai_app(serve_args: Mapping[str, Any], link: FleetLink) -> FastAPI:

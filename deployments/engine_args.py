@@ -44,6 +44,7 @@ _MOVED: Mapping[str, str] = {
     "prefill_context_parallel_size": "context parallelism is not supported yet",
     "enable_elastic_ep": "Archipelago repartitions by itself",
     "elastic_ep_max_dp_size": "Archipelago repartitions by itself",
+    "otlp_traces_endpoint": "tracing is not supported yet",
     "shutdown_timeout": "use limits.drain_timeout_s",
     "host": "use endpoint.host",
     "port": "use endpoint.port",

@@ -128,7 +128,8 @@ def _start_node(index: int, options: Sequence[str], cluster: LocalCluster, env: 
     except subprocess.TimeoutExpired as error:
         raise ClusterStartError(f"Ray node {index} did not start within {NODE_START_TIMEOUT_S} s") from error
     if done.returncode != 0:
-        raise ClusterStartError(f"Ray node {index} did not start:\n{(done.stdout + done.stderr)[-2000:]}")
+        lines = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+        raise ClusterStartError(f"Ray node {index} did not start: {lines[-1] if lines else 'it printed nothing'}")
 
 
 def stop(cluster: LocalCluster) -> int:

@@ -16,6 +16,9 @@ class SimulatedGpuPlatform(CpuPlatform):
     """
 
     ray_device_key: str = "GPU"
+    # Functions with a @torch.compile of their own, which enforce_eager does not reach, would compile C++ for seconds
+    # inside the first step of every worker.
+    simple_compile_backend: str = "eager"
     ray_noset_device_env_vars: list[str] = ["RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"]  # noqa: RUF012  (as declared)
 
     @classmethod

@@ -166,7 +166,7 @@ def test_a_stop_string_ends_the_answer_before_it(client: OpenAI, deployed: Deplo
     answer = complete(client, stop=[stop, "never written"], max_tokens=1000, stream=streamed)
     assert joined(answer if streamed else [answer]) == (full.partition(stop)[0], ["stop"])
     # Only the ingress knows of text: had it not told the replica, that would go on for seconds.
-    until(lambda: deployed.report().unfinished_requests == 0, "the replica has dropped the rest", timeout_s=3)
+    until(lambda: deployed.report().unfinished_requests == 0, "the replica has dropped the rest", timeout_s=5)
 
 
 def test_token_ids_are_a_prompt_as_their_text_is(client: OpenAI, http: httpx.Client) -> None:
@@ -297,4 +297,4 @@ def test_metrics_count_what_was_generated(client: OpenAI, http: httpx.Client) ->
     complete(client, prompt=prompts(3))
     grown = (sum(map(len, prompts(3))), 3 * TOKENS, 3)
     expected = [old + new for old, new in zip(before, grown, strict=True)]
-    until(lambda: counts() == expected, "counted", timeout_s=3)
+    until(lambda: counts() == expected, "counted", timeout_s=5)
