@@ -8,6 +8,7 @@ import argparse
 import asyncio
 import json
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from rich.console import Console
 
 from loadtests.closed_loop import Load, run_load
 from loadtests.comparison import FailedRequestsError, Figures, figures_of
+from loadtests.cpu_use import CpuUse, cpu_use, read_cpu
 from loadtests.overhead_report import OURS, PEER, Turn, document, print_report
 from loadtests.server_memory import memory_by_role
 from loadtests.servers import SERVED_NAME, PeerSetup, Server, ServerError, archipelago, peer_setup, vllm_server
@@ -26,10 +28,12 @@ PROMPT_TOKENS = OUTPUT_TOKENS = 64
 WARM_UP = Load(concurrency=8, requests=16, prompt_tokens=PROMPT_TOKENS, output_tokens=OUTPUT_TOKENS, seed=-1)
 NARROWEST = 100  # columns; where there is no terminal rich would wrap at 80
 DESCRIPTION = """\
-Compare Archipelago's endpoint with vLLM's own API server: same model, same engine flags, same threads, one machine.
+Compare Archipelago's endpoint with vLLM's own API server: same model, same engine flags, one machine, and the same
+number of threads for each engine worker (one).
 
 Load: streamed completions, 64 random token ids in, 64 tokens out, from 1 and from 8 clients in a closed loop.
-Both servers are started and stopped in every round; each is alone while it is measured. Keep the machine quiet.
+Both servers are started and stopped in every round; each is alone while it is measured. Keep the machine quiet: the
+column "other cores" is what neither the server nor its load used, and should be near 0.
 
 Only tensor parallel shapes are offered: on a processor vLLM's own server cannot run pipeline stages, so for shapes such
 as tp2pp2 there is nothing to compare with.
@@ -43,10 +47,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     console.width = max(console.width, NARROWEST)
     load_average = os.getloadavg()[0]
     console.print(f"{os.cpu_count()} cores; load average over the minute before: {load_average:.2f}")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # servers must be ended, as they are after Ctrl-C
     try:
         turns = run_turns(arguments.model, int(arguments.shape.removeprefix("tp")), arguments, console)
     except (ServerError, FailedRequestsError) as error:
         Console(stderr=True, highlight=False, markup=False).print(f"overhead: {error}", soft_wrap=True)
+        return 1
+    except KeyboardInterrupt:
+        console.print("interrupted; the servers have been ended")
         return 1
     print_report(turns, console)
     if arguments.out is not None:
@@ -118,6 +126,8 @@ def measure(server: Server, name: str, index: int, requests_per_client: int) -> 
     """Warm one server up and measure it at every concurrency, with prompts that differ from round to round."""
     _run(server, WARM_UP)
     figures: dict[int, Figures] = {}
+    cpu: dict[int, CpuUse] = {}
+    processes = server.processes()
     for concurrency in CONCURRENCIES:
         load = Load(
             concurrency=concurrency,
@@ -126,13 +136,16 @@ def measure(server: Server, name: str, index: int, requests_per_client: int) -> 
             output_tokens=OUTPUT_TOKENS,
             seed=index,
         )
+        before = read_cpu(processes)
         figures[concurrency] = _run(server, load)
+        cpu[concurrency] = cpu_use(before, read_cpu(processes))
     return Turn(
         server=name,
         round=index,
         launch_to_token_s=server.launch_to_token_s,
         figures=figures,
-        memory=memory_by_role(server.processes()),
+        cpu=cpu,
+        memory=memory_by_role(processes),
     )
 
 

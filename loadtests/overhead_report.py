@@ -8,7 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from loadtests.comparison import Figures, Ratio, medians, ratios
+from loadtests.comparison import METRICS, Figures, Ratio, medians, ratios
+from loadtests.cpu_use import CpuUse
 from loadtests.server_memory import RoleMemory
 
 OURS, PEER = "archipelago", "vLLM"
@@ -24,18 +25,20 @@ COLUMNS: Mapping[str, tuple[str, float]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Turn:
-    """One server in one round: its figures by concurrency, then the memory of its processes."""
+    """One server in one round: figures and use of the processor by concurrency, then the memory of its processes."""
 
     server: str
     round: int
     launch_to_token_s: float
     figures: Mapping[int, Figures]
+    cpu: Mapping[int, CpuUse]
     memory: tuple[RoleMemory, ...]
 
 
 def print_report(turns: Sequence[Turn], console: Console) -> None:
     """Print speed, start and memory."""
     console.print(_speed_table(turns))
+    console.print(_ratio_table(turns))
     for server in (OURS, PEER):
         starts_s = [turn.launch_to_token_s for turn in turns if turn.server == server]
         spread = f"({min(starts_s):.1f}-{max(starts_s):.1f})"
@@ -54,23 +57,34 @@ def document(turns: Sequence[Turn], conditions: Mapping[str, Any]) -> dict[str, 
 
 
 def _speed_table(turns: Sequence[Turn]) -> Table:
-    table = Table(title="medians over rounds; ratio: of the medians (lowest-highest of a round)", title_justify="left")
-    table.add_column("clients", justify="right")
-    table.add_column("server")
-    for heading, _ in COLUMNS.values():
-        table.add_column(heading, justify="right")
+    table = _metric_table("medians over rounds", "server")
+    table.add_column("server cores", justify="right")
+    table.add_column("other cores", justify="right")
     for concurrency in turns[0].figures:
         for server in (OURS, PEER):
             figures = medians(_figures(turns, server, concurrency))
-            table.add_row(
-                str(concurrency),
-                server,
-                *(f"{getattr(figures, metric) * scale:.1f}" for metric, (_, scale) in COLUMNS.items()),
-            )
+            cells = (f"{getattr(figures, metric) * scale:.1f}" for metric, (_, scale) in COLUMNS.items())
+            uses = [turn.cpu[concurrency] for turn in turns if turn.server == server]
+            cores = (median(use.server for use in uses), median(use.others for use in uses))
+            table.add_row(str(concurrency), server, *cells, *(f"{value:.2f}" for value in cores))
+        table.add_section()
+    return table
+
+
+def _ratio_table(turns: Sequence[Turn]) -> Table:
+    table = _metric_table("ratios of the medians (lowest-highest of a round)", "servers")
+    for concurrency in turns[0].figures:
         compared = _ratios(turns, concurrency)
-        table.add_row(
-            str(concurrency), f"{OURS}/{PEER}", *(_ratio_cell(compared[metric]) for metric in COLUMNS), end_section=True
-        )
+        table.add_row(str(concurrency), f"{OURS}/{PEER}", *(_ratio_cell(compared[metric]) for metric in METRICS))
+    return table
+
+
+def _metric_table(title: str, servers: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    table.add_column("clients", justify="right")
+    table.add_column(servers)
+    for metric in METRICS:
+        table.add_column(COLUMNS[metric][0], justify="right")
     return table
 
 

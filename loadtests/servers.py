@@ -36,6 +36,7 @@ ENGINE: Mapping[str, Any] = {
     "block_size": 32,
     "kv_cache_memory_bytes": 128 * 2**20,
 }
+MOST_GPUS = 72  # in one island
 START_TIMEOUT_S = 600.0
 STOP_TIMEOUT_S = 60.0
 POLL_S = 0.1
@@ -74,7 +75,11 @@ def archipelago(model: str, tensor_parallel: int, folder: Path) -> Iterator[Serv
     with log.open("w") as output:
         started_s = time.perf_counter()
         serve = subprocess.Popen(
-            [command, "serve", config, "--port", str(port)], env=env, stdout=output, stderr=subprocess.STDOUT
+            [command, "serve", config, "--port", str(port)],
+            env=env,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # else Ctrl-C reaches it too, and then our SIGTERM cuts short its taking back
         )
         try:
             first_token_s = _wait_for_first_token(f"http://127.0.0.1:{port}", serve, log)
@@ -87,10 +92,9 @@ def archipelago(model: str, tensor_parallel: int, folder: Path) -> Iterator[Serv
                 processes=lambda: with_descendants(processes_with(STATE_DIR_ENV, str(state))),
             )
         finally:
-            if serve.poll() is None:
-                serve.terminate()
-                serve.wait(STOP_TIMEOUT_S)
-            subprocess.run([command, "stop"], env=env, stdout=output, stderr=subprocess.STDOUT, check=True)
+            with _uninterrupted():
+                _end(serve)
+                subprocess.run([command, "stop"], env=env, stdout=output, stderr=subprocess.STDOUT, check=True)
 
 
 @contextlib.contextmanager
@@ -118,12 +122,10 @@ def vllm_server(setup: PeerSetup, tensor_parallel: int, folder: Path) -> Iterato
                 processes=lambda: with_descendants([psutil.Process(server.pid)]),
             )
         finally:
-            server.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                server.wait(STOP_TIMEOUT_S)
-            with contextlib.suppress(ProcessLookupError):  # engine or workers that outlived their server
-                os.killpg(server.pid, signal.SIGKILL)
-            server.wait()
+            with _uninterrupted():
+                _end(server)
+                with contextlib.suppress(ProcessLookupError):  # engine or workers that outlived their server
+                    os.killpg(server.pid, signal.SIGKILL)
 
 
 def peer_setup(ours: Server) -> PeerSetup:
@@ -138,7 +140,13 @@ def peer_setup(ours: Server) -> PeerSetup:
 
 
 def configuration(model: str, tensor_parallel: int) -> dict[str, Any]:
-    """Our configuration file. The cluster has as many GPUs as are used: simulated GPUs share out the threads."""
+    """Our configuration file.
+
+    The cluster has a GPU for each core, since its GPUs share out the threads: each worker gets one. Workers with more
+    threads, which wait for each other at barriers, would compete with the engine core that polls for their answers, and
+    either server would now and then be ten times slower.
+    """
+    gpus = max(tensor_parallel, min(MOST_GPUS, os.cpu_count() or 1))
     memory_gib = psutil.virtual_memory().total / 2**30 / tensor_parallel
     return {
         "models": [
@@ -147,7 +155,7 @@ def configuration(model: str, tensor_parallel: int) -> dict[str, Any]:
         "cluster": {
             "kind": "simulated",
             "islands": 1,
-            "gpus_per_island": tensor_parallel,
+            "gpus_per_island": gpus,
             "gpu_memory_gib": round(memory_gib, 3),
         },
     }
@@ -189,6 +197,27 @@ def _wait_for_first_token(url: str, server: "subprocess.Popen[bytes]", log: Path
     if sample.error is not None or sample.ttft_s is None:
         raise ServerError(f"the first request failed: {sample.error}\n{_end_of(log)}")
     return sample.sent_s + sample.ttft_s
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """A second Ctrl-C must not leave a server behind that the first was about to end."""
+    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def _is_healthy(url: str) -> bool:
