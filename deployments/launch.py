@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import signal
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -60,7 +61,8 @@ def serve(checked: Checked, record_path: Path, environ: Mapping[str, str], say: 
         _deploy(plan, where, say)
     except BaseException as error:
         say("taking back what was started")
-        _take_back(cluster, record, record_path)
+        with _undisturbed():
+            _take_back(cluster, record, record_path)
         if isinstance(error, fleet.FleetStartError | NoGpusError | GpuMemoryUnknownError | RayError):
             raise LaunchError(str(error)) from error
         raise
@@ -163,6 +165,18 @@ def _deploy(plan: FleetPlan, where: Inventory, say: Say) -> None:
         if time.monotonic() > deadline_s:
             raise LaunchError(f"{url_of(plan)}/health did not turn healthy within {plan.start_timeout_s:g} s")
         time.sleep(POLL_S)
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Do not let a second Ctrl-C leave half of it running."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _take_back(cluster: LocalCluster | None, record: RunRecord | None, record_path: Path) -> None:
