@@ -73,8 +73,8 @@ class Replica:
         except RuntimeError as error:
             raise EngineStartError(root_cause(own_output_lines()) or str(error)) from error
         found = await self._whereabouts()
-        verify(plan.layout, found, plan.node_names)
         await self._engine.unlink_shared_memory()
+        verify(plan.layout, found, plan.node_names)
         self._worker_actor_ids = [worker.ray_actor_id for worker in found.workers]
         self._outboxes: dict[str, asyncio.Queue[Frames | None]] = {}
         self._last_heard_s: dict[str, float] = {}
