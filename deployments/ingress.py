@@ -75,7 +75,3 @@ class Ingress:
         app = await openai_app(self._serve_args, self._link)
         self._link.open()
         return ReadinessGate(app, self._link)
-
-    async def ready_replicas(self) -> tuple[str, ...]:
-        """The replicas that this ingress can reach."""
-        return self._link.ready

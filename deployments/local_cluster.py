@@ -188,8 +188,3 @@ def _shared_memory_of(process: psutil.Process) -> Iterable[Path]:
 def _signal(send: Callable[[], None]) -> None:
     with contextlib.suppress(psutil.NoSuchProcess):
         send()
-
-
-def logs_dir(cluster: LocalCluster) -> Path:
-    """Where Ray and vLLM write the cluster's logs."""
-    return Path(cluster.temp_dir) / "session_latest" / "logs"

@@ -19,7 +19,6 @@ from deployments.local_cluster import (
     ClusterStartError,
     LocalCluster,
     free_port,
-    logs_dir,
     processes,
     start,
     start_simulated,
@@ -253,7 +252,3 @@ def test_a_node_that_never_answers_is_given_up(
 def test_a_free_port_can_be_listened_on() -> None:
     with socket.create_server(("127.0.0.1", free_port())):
         pass
-
-
-def test_the_logs_are_in_the_directory_of_the_cluster(cluster: LocalCluster) -> None:
-    assert logs_dir(cluster).is_relative_to(cluster.temp_dir)
