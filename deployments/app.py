@@ -14,7 +14,7 @@ from deployments.replica import Replica, ReplicaPlan
 MAX_CALLS = 10_000
 HEALTH_CHECK_PERIOD_S = 2
 HEALTH_CHECK_TIMEOUT_S = 30
-# vLLM's EngineCore must find this Ray cluster and must be allowed to see the GPUs its workers were given.
+# The actor itself holds no GPU, so Ray would hide all of them from vLLM's look at the hardware.
 REPLICA_ENV = {"RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1"}
 # The ingress never touches a device: with this the same build of vLLM starts on a head node without a GPU.
 INGRESS_ENV = {"VLLM_TARGET_DEVICE": "cpu"}

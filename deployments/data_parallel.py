@@ -23,9 +23,6 @@ from vllm.v1.executor import Executor
 
 from deployments.bundles import ENGINE_CORE_CPUS
 
-# Set by us for each rank, or by Ray for each process.
-OWN_ENV = ("VLLM_RAY_BUNDLE_INDICES",)
-
 
 class SeatedEngineCores(CoreEngineActorManager):
     """CoreEngineActorManager over the one placement group in ``parallel_config.placement_group``."""
@@ -36,9 +33,7 @@ class SeatedEngineCores(CoreEngineActorManager):
         self.addresses = addresses
         self.executor_class = executor_class
         self.log_stats = log_stats
-        self.env_vars_dict = {
-            name: value for name, value in os.environ.items() if name.startswith("VLLM_") and name not in OWN_ENV
-        }
+        self.env_vars_dict = {name: value for name, value in os.environ.items() if name.startswith("VLLM_")}
         self.created_placement_groups: list[Any] = []  # the group belongs to Serve, which also removes it
         self.manager_stopped = threading.Event()
         self.failed_proc_name = None

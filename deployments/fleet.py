@@ -48,13 +48,16 @@ class FleetPlan:
     @property
     def replica_names(self) -> tuple[str, ...]:
         """One Serve application each; the shape is part of the name."""
-        slug = self.model.replace("/", "-")
-        return tuple(f"{slug}--{layout.shape}--{index}" for index, layout in enumerate(self.layouts))
+        return tuple(f"{self._slug}--{layout.shape}--{index}" for index, layout in enumerate(self.layouts))
 
     @property
     def ingress_name(self) -> str:
         """The Serve application that answers HTTP."""
-        return f"{self.model.replace('/', '-')}--ingress"
+        return f"{self._slug}--ingress"
+
+    @property
+    def _slug(self) -> str:
+        return self.model.replace("/", "-")
 
 
 def deploy(plan: FleetPlan, inventory: Inventory) -> None:
