@@ -17,8 +17,9 @@ from deployments import run_record
 from deployments.check import check, port_is_free
 from deployments.config import Config, load_config, parse_config
 from deployments.config_messages import ConfigError, reference
-from deployments.model_source import download_config
+from deployments.model_source import download_config, find_config
 from deployments.run_record import RunRecord, RunRecordError, record_path
+from placement.cli import add_commands
 
 EPILOG = """\
 examples:
@@ -27,6 +28,10 @@ examples:
   archipelago serve my.yaml --block               as configured; stay in the foreground
   archipelago check my.yaml                       find every mistake without starting anything
   archipelago check --fields                      every field of a configuration file
+  archipelago plan deepseek-ai/DeepSeek-V3 --cluster '4x dgx-h200' --rate 20/s --tpot 40ms
+                                                  how to cut a model, how many replicas, and why
+  archipelago scaling meta-llama/Llama-3.1-70B --cluster '4x dgx-h100' --html scaling.html
+                                                  what more GPUs bring, and where it turns worse
 """
 
 
@@ -70,6 +75,7 @@ def parser() -> argparse.ArgumentParser:
     _add_config(checker)
     checker.add_argument("--fields", action="store_true", help="describe every field of a configuration file instead")
     checker.set_defaults(run=_check)
+    add_commands(commands, lambda model: find_config(model, os.environ))
     return root
 
 

@@ -8,6 +8,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from deployments import tiny_models
 from deployments.config import ModelConfig
 from deployments.config_messages import ConfigError, refused
@@ -66,6 +68,19 @@ def download_config(model: ModelConfig, environ: Mapping[str, str]) -> None:
         raise ConfigError(
             [refused(_FIELD, model.source, f"its config.json cannot be downloaded ({reason})")]
         ) from error
+
+
+def find_config(source: str, environ: Mapping[str, str]) -> Mapping[str, Any] | None:
+    """The `config.json` of a model made locally or of a Hugging Face id, downloaded if need be; None if neither."""
+    try:
+        model = ModelConfig(source=source)
+        found = resolve_source(model, environ).hf_config
+        if found is None:
+            download_config(model, environ)
+            found = resolve_source(model, environ).hf_config
+    except (ConfigError, ValidationError):
+        return None
+    return found
 
 
 def _folder(source: str) -> Path | None:

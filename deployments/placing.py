@@ -12,15 +12,19 @@ from placement import (
     Gpu,
     Infeasible,
     Layout,
+    Lengths,
     MemoryUse,
     ModelSpec,
     Node,
     Shape,
     ShapeError,
+    Workload,
     choose_shape,
     memory_use,
     misfits,
     place,
+    plan,
+    spec_of,
 )
 
 AUTO = "auto"
@@ -28,6 +32,7 @@ _SHAPE_FIELD = "models[0].shape"
 _DEFAULT_UTILISATION = 0.92  # vLLM's gpu_memory_utilization
 # With these the weights take less room than the model's own config says; how much less only vLLM knows.
 _SHRINKING = ("quantization", "quantization_config", "cpu_offload_gb", "offload_backend")
+_USUAL_REQUESTS = Workload(input_tokens=Lengths(mean_tokens=1024), output_tokens=Lengths(mean_tokens=256))
 _GIB = 2**30
 
 
@@ -80,11 +85,10 @@ def place_replicas(config: ModelConfig, shape: Shape | None, model: ModelSpec | 
     shrinking = [name for name in _SHRINKING if config.engine.get(name)]
     notes = [f"memory: what models[0].engine.{name} saves is not known" for name in shrinking]
     if shape is None:
-        choice = need.choose(model, cluster)
-        if isinstance(choice, Infeasible):
-            raise ConfigError([refused(_SHAPE_FIELD, AUTO, str(choice))])
-        shape = choice.shape
-        notes.append(f"{_SHAPE_FIELD}: {choice.reason}")
+        shape, reason = (
+            need.planned(model, cluster, config.replicas) if _is_known(cluster) else need.smallest(model, cluster)
+        )
+        notes.append(f"{_SHAPE_FIELD}: {reason}")
     min_memory_bytes = 0 if shrinking else _smallest_fit(shape, need, model, cluster).memory_bytes
     return _place_all(shape, config.replicas, cluster, min_memory_bytes, notes)
 
@@ -122,6 +126,31 @@ class _Need:
             utilisation=self.utilisation,
         )
 
+    def planned(self, model: ModelSpec, cluster: Cluster, replicas: int) -> tuple[Shape, str]:
+        """The planner's choice and its reason. Raises `ConfigError` when nothing fits."""
+        found = plan(
+            model,
+            cluster,
+            _USUAL_REQUESTS,
+            kv_bytes_per_element=self.kv_bytes_per_element,
+            utilisation=self.utilisation,
+            longest_tokens=self.context_tokens,
+        )
+        chosen = found.economical(replicas)
+        if chosen is None:
+            raise ConfigError([refused(_SHAPE_FIELD, AUTO, str(found.infeasible))])
+        return chosen.shape, (
+            f"{chosen.shape} is the smallest replica that nearly gives the most output per GPU: "
+            f"{chosen.tokens_per_s_per_gpu:.0f} tokens/s predicted, TPOT {chosen.load.tpot_s * 1e3:.1f} ms"
+        )
+
+    def smallest(self, model: ModelSpec, cluster: Cluster) -> tuple[Shape, str]:
+        """The smallest shape that fits and why, for GPUs whose speed is not known. Raises `ConfigError`."""
+        choice = self.choose(model, cluster)
+        if isinstance(choice, Infeasible):
+            raise ConfigError([refused(_SHAPE_FIELD, AUTO, str(choice))])
+        return choice.shape, choice.reason
+
     def choose(self, model: ModelSpec, cluster: Cluster) -> Choice | Infeasible:
         return choose_shape(
             model,
@@ -130,6 +159,11 @@ class _Need:
             kv_bytes_per_element=self.kv_bytes_per_element,
             utilisation=self.utilisation,
         )
+
+
+def _is_known(cluster: Cluster) -> bool:
+    """Whether the planner knows how fast every GPU is."""
+    return bool(cluster.nodes) and all(spec_of(gpu) for gpu in cluster.gpu_kinds)
 
 
 def _kv_bytes_per_element(dtype: str, model: ModelSpec) -> float:

@@ -1,4 +1,4 @@
-"""Where the shards of a model go. Pure: no Ray, no clock, no network; every function returns a value.
+"""Where the shards of a model go, and how fast they will be. Pure: no Ray, no clock, no network.
 
     config.json --> ModelSpec --+
                                 +--> misfits      can the model be cut into this shape at all?
@@ -6,17 +6,25 @@
                                 |
     nodes --------> Cluster ----+--> place        which rank goes to which island, node and slot?
                                 |
-                                +--> choose_shape the smallest shape for which all three say yes
+                                +--> predict      how fast is it, and where does each step's time go?
+    requests, ----> Workload ---+
+    SLO                         +--> plan         which shape, how many replicas, where, and why not the others?
 
 Where no answer exists the result is `Infeasible`: the constraint that binds, with its numbers, and the nearest change.
 """
 
-from placement.hardware import Cluster, ClusterError, Gpu, Node
+from placement.hardware import Cluster, ClusterError, Gpu, Link, Links, Node
 from placement.layout import Infeasible, Layout, LayoutError, Seat, place
-from placement.memory import MemoryUse, memory_use
+from placement.machines import cluster_of, spec_of
+from placement.memory import KvRoom, MemoryUse, kv_room, memory_use
 from placement.model import ModelConfigError, ModelSpec
+from placement.option import Option
+from placement.plan import Plan, plan
+from placement.precision import with_precision
+from placement.prediction import Prediction, Question, predict
 from placement.search import Choice, choose_shape
 from placement.shape import Shape, ShapeError, misfits
+from placement.workload import Lengths, Slo, Workload, WorkloadError
 
 __all__ = [
     "Choice",
@@ -24,17 +32,34 @@ __all__ = [
     "ClusterError",
     "Gpu",
     "Infeasible",
+    "KvRoom",
     "Layout",
     "LayoutError",
+    "Lengths",
+    "Link",
+    "Links",
     "MemoryUse",
     "ModelConfigError",
     "ModelSpec",
     "Node",
+    "Option",
+    "Plan",
+    "Prediction",
+    "Question",
     "Seat",
     "Shape",
     "ShapeError",
+    "Slo",
+    "Workload",
+    "WorkloadError",
     "choose_shape",
+    "cluster_of",
+    "kv_room",
     "memory_use",
     "misfits",
     "place",
+    "plan",
+    "predict",
+    "spec_of",
+    "with_precision",
 ]

@@ -3,8 +3,8 @@ from typing import Any
 import pytest
 from placement_builders import DEEPSEEK_V3, GIB, GPT_OSS_120B, H100, LLAMA_8B, LLAMA_70B, MIXTRAL_8X7B
 
-from placement import MemoryUse, ModelSpec, Shape, memory_use
-from placement.memory import stage_layers
+from placement import MemoryUse, ModelSpec, Shape, catalogue, memory_use
+from placement.memory import KvRoom, kv_room, stage_layers
 
 
 def spec(config: dict[str, Any], **changes: object) -> ModelSpec:
@@ -16,17 +16,9 @@ def use(
     shape: str,
     *,
     context_tokens: int = 8192,
-    kv_bytes_per_element: float = 2,
-    utilisation: float = 0.9,
+    **arguments: Any,
 ) -> MemoryUse:
-    return memory_use(
-        spec(config),
-        Shape.parse(shape),
-        H100,
-        context_tokens=context_tokens,
-        kv_bytes_per_element=kv_bytes_per_element,
-        utilisation=utilisation,
-    )
+    return memory_use(spec(config), Shape.parse(shape), H100, context_tokens=context_tokens, **arguments)
 
 
 @pytest.mark.parametrize(
@@ -141,8 +133,120 @@ def test_fp8_kv_takes_half() -> None:
         pytest.param("tp1", {"utilisation": 0.04}, id="nothing-usable"),
         pytest.param("tp1", {"utilisation": 1.1}, id="more-than-all"),
         pytest.param("pp33", {}, id="more-stages-than-layers"),
+        pytest.param("tp1", {"requests": 0}, id="no-request"),
+        pytest.param("tp1", {"step_tokens": 0}, id="no-step"),
     ],
 )
 def test_impossible_arguments_are_refused(shape: str, arguments: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="memory_use"):
         use(LLAMA_8B, shape, **arguments)
+
+
+def known(name: str) -> ModelSpec:
+    config = catalogue.config(name)
+    assert config is not None
+    return ModelSpec.from_hf_config(config, name=name)
+
+
+def room(model: ModelSpec, shape: str, context_tokens: int, **arguments: Any) -> KvRoom:
+    return kv_room(model, Shape.parse(shape), H100, context_tokens=context_tokens, **arguments)
+
+
+def test_mla_compressions_and_the_indexer_are_whole_on_every_rank() -> None:
+    """DeepSeek-V3: 1536 for queries and 576 for keys and values, of a hidden size of 7168, in each of 61 layers."""
+    single, eight = use(DEEPSEEK_V3, "tp1").weights_bytes, use(DEEPSEEK_V3, "tp8").weights_bytes
+    model = spec(DEEPSEEK_V3)
+    whole = 61 * 7168 * (1536 + 576) + 58 * model.router_parameters * 2
+    assert eight == pytest.approx(whole + (single - whole) / 8, abs=8)
+
+
+def test_ranks_beyond_the_kv_heads_hold_copies_of_the_key_and_value_projections() -> None:
+    one, sixteen = use(LLAMA_8B, "tp1").weights_bytes, use(LLAMA_8B, "tp16").weights_bytes
+    copies = 2 * 32 * 4096 * 1024 * 2
+    assert sixteen == pytest.approx((one - copies) / 16 + copies / 8, abs=8)
+
+
+def test_a_window_holds_its_tokens_and_those_of_the_running_step() -> None:
+    windowed = LLAMA_8B | {"sliding_window": 1024}
+    per_token = spec(LLAMA_8B).kv_bytes_per_token(2)
+    assert use(windowed, "tp1", context_tokens=512).kv_bytes == 512 * per_token
+    assert use(windowed, "tp1", context_tokens=4096).kv_bytes == 4096 * per_token  # a step of 8192 takes it whole
+    assert use(windowed, "tp1", context_tokens=100_000).kv_bytes == (1024 + 8192) * per_token
+
+
+def test_many_requests_hold_a_window_each() -> None:
+    model, shape = spec(LLAMA_8B | {"sliding_window": 1024}), Shape()
+    many = memory_use(model, shape, H100, context_tokens=80_000, requests=8, step_tokens=256)
+    assert many.kv_bytes == (8 * 1024 + 256) * spec(LLAMA_8B).kv_bytes_per_token(2)
+
+
+def test_a_linear_state_is_divided_over_the_ranks_whatever_the_kv_heads() -> None:
+    model = known("Qwen/Qwen3.5-397B-A17B")
+    state = model.linear_layers * model.linear_state_bytes
+    empty = [memory_use(model, Shape(tp=tp), H100, context_tokens=0).kv_bytes for tp in (1, 8)]
+    assert empty == [state, state // 8]
+
+
+def test_a_smaller_step_and_fewer_requests_take_fewer_activations() -> None:
+    model, shape = spec(LLAMA_8B), Shape()
+    small = memory_use(model, shape, H100, context_tokens=0, step_tokens=2048, running_requests=16)
+    assert small.activation_bytes == 2048 * (4 * 4096 + 3 * 14336) * 2 + 16 * 128256 * 4
+
+
+def test_alternating_dense_layers_are_spread_over_the_stages() -> None:
+    """Llama 4 Maverick has experts in every second of 48 layers: two stages differ by embedding and head alone."""
+    model = known("meta-llama/Llama-4-Maverick-17B-128E-Instruct")
+    half = memory_use(model, Shape(pp=2), H100, context_tokens=0).weights_bytes
+    assert half == pytest.approx(model.weight_bytes / 2, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "context_tokens"),
+    [
+        pytest.param("meta-llama/Llama-3.1-8B", "tp1", 4096, id="dense"),
+        pytest.param("meta-llama/Llama-3.1-70B", "tp4", 10_000, id="tp"),
+        pytest.param("meta-llama/Llama-3.1-70B", "tp2pp2", 10_000, id="stages"),
+        pytest.param("deepseek-ai/DeepSeek-V3", "tp8pp2ep8", 5000, id="mla"),
+        pytest.param("openai/gpt-oss-120b", "tp2", 131_072, id="windows"),
+        pytest.param("Qwen/Qwen3.5-27B", "tp1", 8192, id="linear"),
+    ],
+)
+def test_the_room_is_what_memory_use_fits_and_one_request_more_is_too_much(
+    model: str, shape: str, context_tokens: int
+) -> None:
+    requests = room(known(model), shape, context_tokens).requests
+    assert requests > 0
+    for count, fits in ((requests, True), (requests + 1, False)):
+        found = memory_use(
+            known(model),
+            Shape.parse(shape),
+            H100,
+            context_tokens=count * context_tokens,
+            requests=count,
+        )
+        assert found.fits == fits
+
+
+def test_tokens_of_a_dense_model_by_hand() -> None:
+    """Llama-3.1-8B on 80 GiB at 0.9: what weights and activations leave, at 131,072 bytes a token."""
+    found = room(spec(LLAMA_8B), "tp1", 1)
+    alone = use(LLAMA_8B, "tp1", context_tokens=0)
+    assert found.free_bytes == alone.available_bytes - alone.weights_bytes - alone.activation_bytes
+    assert found.tokens == found.free_bytes // 131_072 == found.requests
+    assert 400_000 < found.tokens < 450_000
+
+
+def test_more_ranks_than_kv_heads_add_room_only_by_lighter_weights() -> None:
+    """Qwen3-235B has 4 KV heads: from tp4 to tp8 a token takes the same bytes on every rank."""
+    model = known("Qwen/Qwen3-235B-A22B-FP8")
+    four, eight = room(model, "tp4", 1000), room(model, "tp8", 1000)
+    assert four.free_bytes / four.tokens == pytest.approx(eight.free_bytes / eight.tokens, rel=1e-3)
+
+
+def test_no_room_where_the_weights_do_not_fit() -> None:
+    assert room(spec(LLAMA_70B), "tp1", 1000) == KvRoom(free_bytes=0, requests=0, tokens=0)
+
+
+def test_a_context_of_nothing_has_no_room_to_ask_for() -> None:
+    with pytest.raises(ValueError, match="kv_room: context_tokens is 0"):
+        room(spec(LLAMA_8B), "tp1", 0)

@@ -1,0 +1,256 @@
+"""The planner's commands: `archipelago plan`, `scaling`, `predict` and `calibrate`.
+
+Each reads what people write ("500ms", "4x dgx-h100"), checks all of it at this edge, and prints text or, with `--json`,
+plain values. What is wrong is told in one sentence and ends with 1; a plan that does not exist ends with 2.
+"""
+
+import argparse
+import csv
+import io
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from placement import accuracy, calibration, constants, plan_report, residuals
+from placement.emit import served_configuration
+from placement.explain import explain
+from placement.given import (
+    ERRORS,
+    KV_BYTES,
+    FindConfig,
+    InputError,
+    cluster,
+    model,
+    read_csv,
+    read_json,
+    slo,
+    workload,
+)
+from placement.plan import Plan, plan
+from placement.quantisation import PRECISIONS
+from placement.quantities import fraction
+from placement.rows import case_of, points_of, read_rows
+from placement.shape import Shape
+from placement.terrain import regions
+
+INFEASIBLE = 2
+_FEWEST_POINTS = 5
+
+
+def add_commands(commands: Any, find_config: FindConfig) -> None:
+    """Add the planner's commands to the command line; `find_config` looks a hub id up outside the catalogue."""
+    planner = commands.add_parser("plan", help="how to cut a model on a cluster, and how many replicas a rate needs")
+    _add_question(planner)
+    planner.add_argument("--rate", metavar="R", help="requests per second to answer: 5/s, 300/min")
+    planner.add_argument("--concurrency", metavar="N", type=float, help="clients at once, instead of a rate")
+    planner.add_argument("--ttft", metavar="T", help="slowest first token: 500ms")
+    planner.add_argument("--tpot", metavar="T", help="slowest further token: 30ms")
+    planner.add_argument(
+        "--percentile", metavar="P", default="p90", help="share of requests that meet it (default p90)"
+    )
+    planner.add_argument("--explain", metavar="SHAPE", help="say in sentences why this shape is better or worse: tp16")
+    planner.add_argument("--emit", metavar="FILE", type=Path, help="write a configuration for `archipelago serve`")
+    planner.add_argument("--top", metavar="N", type=int, default=8, help="options to show (default 8)")
+    planner.set_defaults(run=_guarded(lambda arguments: _plan(arguments, find_config)))
+
+    scaling = commands.add_parser("scaling", help="what more GPUs bring to one replica, and where it turns worse")
+    _add_question(scaling)
+    scaling.add_argument("--max-gpus", metavar="N", type=int, help="largest replica to look at (default: the cluster)")
+    scaling.add_argument("--running", metavar="N", type=float, help="running requests (default 32)")
+    scaling.add_argument("--threshold", metavar="S", default="50%", help="least share of a perfect gain (default 50%%)")
+    scaling.add_argument("--html", metavar="FILE", type=Path, help="write an interactive page")
+    scaling.add_argument("--png", metavar="FILE", type=Path, help="write the plots as a picture")
+    scaling.set_defaults(run=_guarded(lambda arguments: _scaling(arguments, find_config)))
+
+    predictor = commands.add_parser("predict", help="TTFT and TPOT for every row of a CSV of serving points")
+    predictor.add_argument("--rows", metavar="IN.csv", type=Path, required=True)
+    predictor.add_argument("--out", metavar="OUT.csv", type=Path, required=True)
+    _add_common(predictor)
+    predictor.set_defaults(run=_guarded(_predict))
+
+    calibrator = commands.add_parser("calibrate", help="fit the constants to your own measured serving points")
+    calibrator.add_argument("rows", metavar="ROWS.csv", type=Path, help="columns as `predict`, and the measured times")
+    calibrator.add_argument("--out", metavar="DIR", type=Path, help="write constants.json and residuals.json here")
+    calibrator.add_argument(
+        "--by", choices=("group", "curve"), default="curve", help="what a fold leaves out (default: curve)"
+    )
+    calibrator.add_argument("--from-scratch", action="store_true", help="start at the priors, not at what was fitted")
+    calibrator.add_argument("--folds", metavar="N", type=int, default=5, help="folds of the check (default 5; 0: none)")
+    _add_common(calibrator)
+    calibrator.set_defaults(run=_guarded(_calibrate))
+
+
+def _add_question(command: argparse.ArgumentParser) -> None:
+    command.add_argument("model", metavar="MODEL", help="a hub id, a config.json, or a directory with one")
+    command.add_argument("--cluster", required=True, metavar="C", help="'4x dgx-h100', or a YAML or JSON file")
+    command.add_argument("--input", metavar="N", default="1024", help="mean tokens of a prompt (default 1024)")
+    command.add_argument("--output", metavar="N", default="256", help="mean tokens of an answer (default 256)")
+    command.add_argument("--prefix-hits", metavar="S", default="0%", help="share of prompt tokens found in cache")
+    command.add_argument("--precision", choices=sorted(PRECISIONS), help="serve the weights in this format")
+    command.add_argument("--kv-cache", choices=sorted(KV_BYTES), default="auto", help="format of the KV cache")
+    command.add_argument("--engine", choices=("vllm", "sglang", "trtllm"), default="vllm", help="(default vllm)")
+    _add_common(command)
+
+
+def _add_common(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--calibration", metavar="DIR", type=Path, help="use what `calibrate --out` wrote")
+    command.add_argument("--json", action="store_true", help="print plain values instead of text")
+
+
+def _guarded(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
+    def guarded(arguments: argparse.Namespace) -> int:
+        try:
+            return run(arguments)
+        except ERRORS as error:
+            print(f"archipelago: {error}", file=sys.stderr)
+            return 1
+
+    return guarded
+
+
+def _plan(arguments: argparse.Namespace, find_config: FindConfig) -> int:
+    if arguments.top < 1:
+        raise InputError(f"--top: {arguments.top} is not accepted; give a number of options of at least 1.")
+    made = plan(
+        model(arguments.model, arguments.precision, find_config),
+        cluster(arguments.cluster),
+        workload(arguments),
+        slo(arguments),
+        engine=arguments.engine,
+        kv_bytes_per_element=KV_BYTES[arguments.kv_cache],
+        constants=_constants(arguments.calibration),
+        residuals=_residuals(arguments.calibration),
+    )
+    sentences = _explained(made, arguments)
+    if arguments.json:
+        print(json.dumps(plan_report.as_json(made) | ({"explanation": sentences} if sentences else {}), indent=2))
+    elif sentences:
+        print("\n".join(sentences))
+    else:
+        print(plan_report.as_text(made, most=arguments.top))
+    if made.best is None:
+        return INFEASIBLE
+    if arguments.emit:
+        _write(arguments.emit, served_configuration(made, arguments.model, precision=arguments.precision))
+    return 0
+
+
+def _explained(made: Plan, arguments: argparse.Namespace) -> list[str]:
+    if not arguments.explain:
+        return []
+    region = regions(cluster(arguments.cluster))[0]
+    return explain(made, Shape.parse(arguments.explain), region)
+
+
+def _scaling(arguments: argparse.Namespace, find_config: FindConfig) -> int:
+    from placement import scaling_report
+    from placement.prediction import Question
+    from placement.scaling import scale
+
+    region = regions(cluster(arguments.cluster))[0]
+    question = Question(
+        model=model(arguments.model, arguments.precision, find_config),
+        workload=workload(arguments),
+        constants=_constants(arguments.calibration),
+        residuals=_residuals(arguments.calibration),
+        engine=arguments.engine,
+        kv_bytes_per_element=KV_BYTES[arguments.kv_cache],
+    )
+    found = scale(
+        question,
+        region,
+        max_gpus=region.gpus if arguments.max_gpus is None else arguments.max_gpus,
+        running=arguments.running,
+        threshold=fraction(arguments.threshold, field="--threshold"),
+    )
+    print(json.dumps(scaling_report.as_json(found), indent=2) if arguments.json else scaling_report.as_text(found))
+    if arguments.html:
+        from placement import report_html
+
+        _write(arguments.html, report_html.page(found))
+    if arguments.png:
+        from placement import report_png
+
+        try:
+            report_png.draw(found, arguments.png)
+        except OSError as error:
+            raise InputError(f"{arguments.png} cannot be written: {error.strerror}.") from error
+    return 0
+
+
+def _predict(arguments: argparse.Namespace) -> int:
+    fitted, learnt = _constants(arguments.calibration), _residuals(arguments.calibration)
+    rows = read_rows(read_csv(arguments.rows))
+    cases = [case_of(row, fitted) for row in rows]
+    formulas = calibration.predict(calibration.stacked(cases), fitted)
+    points = points_of(cases)
+    ttft_ms = formulas.ttft_ms * residuals.corrections(learnt, points, "ttft")
+    tpot_ms = formulas.tpot_ms * residuals.corrections(learnt, points, "tpot")
+    answers = [
+        {"id": row.id, "pred_ttft_ms": round(float(ttft), 4), "pred_tpot_ms": round(float(tpot), 5)}
+        for row, ttft, tpot in zip(rows, ttft_ms, tpot_ms, strict=True)
+    ]
+    table = io.StringIO(newline="")
+    writer = csv.DictWriter(table, ("id", "pred_ttft_ms", "pred_tpot_ms"), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(answers)
+    _write(arguments.out, table.getvalue())
+    print(json.dumps(answers, indent=2) if arguments.json else f"{len(answers)} rows written to {arguments.out}")
+    return 0
+
+
+def _calibrate(arguments: argparse.Namespace) -> int:
+    start = _constants(arguments.calibration)
+    if arguments.from_scratch:
+        start = constants.priors(start)
+    rows = read_rows(read_csv(arguments.rows))
+    measured = [row for row in rows if row.ttft_ms and row.tpot_ms]
+    if len(measured) < _FEWEST_POINTS:
+        raise InputError(
+            f"{arguments.rows}: {len(measured)} rows have silicon_ttft_ms and silicon_tpot_ms; "
+            f"at least {_FEWEST_POINTS} are needed."
+        )
+    print(f"fitting to {len(measured)} points", file=sys.stderr)
+    cases = [case_of(row, start) for row in measured]
+    batch = calibration.stacked(cases)
+    before = calibration.predict(batch, start)
+    fitted = calibration.fit(batch, start, weights=accuracy.trust(measured))
+    learnt = residuals.learn(
+        points_of(cases),
+        accuracy.logarithms(measured, calibration.predict(batch, fitted)),
+    )
+    checks = {"before": accuracy.errors(measured, before)}
+    if arguments.folds:
+        print(f"checking with {arguments.folds} folds", file=sys.stderr)
+        held_out = accuracy.cross_validate(cases, start, by=arguments.by, folds=arguments.folds)
+        checks[f"out of fold, by {arguments.by}"] = accuracy.errors(measured, held_out)
+    print(json.dumps(accuracy.as_json(checks), indent=2) if arguments.json else accuracy.as_text(checks))
+    if arguments.out:
+        _write(arguments.out / "constants.json", json.dumps(constants.write(fitted), indent=1) + "\n")
+        _write(arguments.out / "residuals.json", residuals.write(learnt))
+    return 0
+
+
+def _constants(directory: Path | None) -> constants.Constants:
+    return constants.shipped() if directory is None else constants.read(read_json(directory / "constants.json"))
+
+
+def _residuals(directory: Path | None) -> residuals.Residuals:
+    if directory is None:
+        return residuals.shipped()
+    path = directory / "residuals.json"
+    document = read_json(path)
+    try:
+        return residuals.read(document)
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise InputError(f"{path} is not what `archipelago calibrate` writes; give its file unchanged.") from error
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}.") from error

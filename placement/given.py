@@ -1,0 +1,128 @@
+"""What people give on the command line, read into the planner's values. Everything wrong is told by name here."""
+
+import argparse
+import csv
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from placement import catalogue
+from placement.accuracy import AccuracyError
+from placement.cluster_reading import read_cluster
+from placement.collectives import CollectiveError
+from placement.constants import ConstantsError
+from placement.hardware import Cluster, ClusterError
+from placement.model import ModelConfigError, ModelSpec
+from placement.precision import with_precision
+from placement.quantities import QuantityError, fraction, rate_per_s, seconds, tokens
+from placement.rows import RowError
+from placement.scaling import ScalingError
+from placement.shape import ShapeError
+from placement.workload import Lengths, Slo, Workload, WorkloadError
+
+FindConfig = Callable[[str], Mapping[str, Any] | None]
+KV_BYTES = {"auto": 2.0, "bf16": 2.0, "fp16": 2.0, "fp8": 1.0}
+
+
+class InputError(ValueError):
+    """An argument or a file that cannot be used. The message names it, its value and what is accepted."""
+
+
+ERRORS = (
+    AccuracyError,
+    ClusterError,
+    CollectiveError,
+    ConstantsError,
+    InputError,
+    ModelConfigError,
+    QuantityError,
+    RowError,
+    ScalingError,
+    ShapeError,
+    WorkloadError,
+)
+
+
+def model(name: str, precision: str | None, find_config: FindConfig) -> ModelSpec:
+    """The model called `name`: a file, a directory with a `config.json`, or a hub id."""
+    path = _config_file(name)
+    quantised = path and path.with_name("hf_quant_config.json")
+    config = read_json(path) if path else catalogue.config(name) or find_config(name)
+    if config is None:
+        raise InputError(
+            f"model is {name[:200]!r}; it is no file, no directory with a config.json, and no model known offline or "
+            "on the hub. Give the path of its config.json."
+        )
+    spec = ModelSpec.from_hf_config(
+        config, name=name, hf_quant_config=read_json(quantised) if quantised and quantised.exists() else None
+    )
+    return with_precision(spec, precision) if precision else spec
+
+
+def _config_file(name: str) -> Path | None:
+    """The `config.json` that `name` means as a path, None when it is none."""
+    path = Path(name)
+    try:
+        return next((file for file in (path, path / "config.json") if file.is_file()), None)
+    except OSError:  # too long for a path
+        return None
+
+
+def cluster(text: str) -> Cluster:
+    """A preset such as '4x dgx-h100', or the path of a YAML or JSON file that describes one."""
+    path = Path(text)
+    if path.suffix not in (".yaml", ".yml", ".json"):
+        return read_cluster(text)
+    try:
+        description = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--cluster: {path} cannot be read: {error}.") from error
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).split())  # a parser shows the place on lines of its own
+        raise InputError(f"--cluster: {path} is not YAML or JSON: {reason}.") from error
+    return read_cluster(description)
+
+
+def workload(arguments: argparse.Namespace) -> Workload:
+    """Lengths, rate or clients, and prefix hits."""
+    rate = getattr(arguments, "rate", None)
+    return Workload(
+        input_tokens=Lengths(mean_tokens=tokens(arguments.input, field="--input")),
+        output_tokens=Lengths(mean_tokens=tokens(arguments.output, field="--output")),
+        requests_per_s=None if rate is None else rate_per_s(rate, field="--rate"),
+        concurrency=getattr(arguments, "concurrency", None),
+        prefix_hit_rate=fraction(arguments.prefix_hits, field="--prefix-hits"),
+    )
+
+
+def slo(arguments: argparse.Namespace) -> Slo:
+    """The slowest acceptable times and the share of requests that must keep them."""
+    text = arguments.percentile.strip().lower().removeprefix("p").removesuffix("%")
+    return Slo(
+        ttft_s=None if arguments.ttft is None else seconds(arguments.ttft, field="--ttft", unit="ms"),
+        tpot_s=None if arguments.tpot is None else seconds(arguments.tpot, field="--tpot", unit="ms"),
+        percentile=fraction(f"{text}%", field="--percentile"),
+    )
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV with a header."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path} cannot be read as CSV: {error}.") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as JSON: {error}.") from error
+    if not isinstance(document, dict):
+        raise InputError(f"{path} holds {type(document).__name__}, not a JSON object.")
+    return document
