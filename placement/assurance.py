@@ -1,6 +1,7 @@
 """The best options once more, request by request: do the tails keep the SLO, or does the rate need another replica?"""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -11,34 +12,59 @@ from placement.simulation import Tails, lengths, poisson_arrivals, simulate, ste
 from placement.simulation_replica import StepTable, slowed
 from placement.workload import Slo
 
+_CHECKED = 4  # options at least: a few milliseconds each
 _REQUESTS = 400
 _SETTLING = 100  # a run starts empty
 _SEED = 20260101  # the same question gets the same answer
-_MOST_ADDED = 8  # replicas; where these do not help, the tail is not that of a queue
+_MOST_TIMES, _MOST_ADDED = 4, 8  # replicas; where these do not help, the tail is not that of a queue
 
 
-def best_assured(options: Sequence[Option], question: Question, slo: Slo) -> list[Option]:
-    """Those of `options` whose tails keep the SLO, each with the replicas that this takes."""
-    return [checked for option in options if (checked := assured(option, question, slo)).meets_slo]
+def best_assured(
+    ranked: Sequence[Option],
+    question: Question,
+    slo: Slo,
+    cost: Callable[[Option], tuple[float, ...]],
+    most_replicas: Callable[[Option], int],
+) -> list[Option]:
+    """`ranked` without those whose tails break the SLO, ordered by `cost` again.
+
+    Checking can only make an option dearer, so it ends when what was checked costs less than what was not; a few more
+    are checked to compare with. Those that have no room for the replicas that their tails need are left out as well.
+    """
+    checked: list[Option] = []
+    for index, option in enumerate(ranked):
+        if index >= _CHECKED and checked and min(map(cost, checked)) <= cost(option):
+            return sorted([*checked, *ranked[index:]], key=cost)
+        most = most_replicas(option)
+        if option.replicas <= most and (found := assured(option, question, slo, most)).meets_slo:
+            checked.append(found)
+    return sorted(checked, key=cost)
 
 
-def assured(option: Option, question: Question, slo: Slo) -> Option:
+def assured(option: Option, question: Question, slo: Slo, most_replicas: float = math.inf) -> Option:
     """`option` with the tails of its replicas at the workload's rate, and with as many replicas more as they need.
 
-    For a workload without a rate there is nothing to queue, and the option stays as it is.
+    It does not meet the SLO where more than `most_replicas` would be needed. For a workload without a rate there is
+    nothing to queue, and the option stays as it is.
     """
     rate = question.workload.requests_per_s
     if rate is None:
         return option
     table = slowed(step_table(question, option.shape, option.prediction.region), option.load.measured_factor)
-    checked = option
-    for added in range(_MOST_ADDED + 1):
-        replicas = option.replicas + added
+
+    def checked(replicas: int) -> Option:
         tails = _run(table, option, question, slo, rate / replicas)
-        checked = replace(option, replicas=replicas, tails=tails)
-        if keeps(tails, slo):
-            return checked
-    return replace(checked, meets_slo=False)
+        return replace(option, replicas=replicas, tails=tails, meets_slo=keeps(tails, slo))
+
+    most = min(most_replicas, option.replicas * _MOST_TIMES + _MOST_ADDED)
+    too_few, step, found = option.replicas - 1, 1, checked(option.replicas)
+    while not found.meets_slo and found.replicas < most:
+        too_few, step = found.replicas, step * 2
+        found = checked(int(min(too_few + step // 2, most)))
+    while found.meets_slo and found.replicas - too_few > 1:
+        middle = checked((too_few + found.replicas) // 2)
+        too_few, found = (too_few, middle) if middle.meets_slo else (middle.replicas, found)
+    return found
 
 
 def keeps(tails: Tails, slo: Slo) -> bool:

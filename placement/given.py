@@ -104,17 +104,20 @@ def slo(arguments: argparse.Namespace) -> Slo:
     return Slo(
         ttft_s=None if arguments.ttft is None else seconds(arguments.ttft, field="--ttft", unit="ms"),
         tpot_s=None if arguments.tpot is None else seconds(arguments.tpot, field="--tpot", unit="ms"),
-        percentile=fraction(f"{text}%", field="--percentile"),
+        percentile=round(fraction(f"{text}%", field="--percentile"), 9),  # 99.9 / 100 is above 0.999
     )
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV with a header."""
+    """The rows of a CSV with a header, at least one."""
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            return list(csv.DictReader(file))
+            rows = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path} cannot be read as CSV: {error}.") from error
+    if not rows:
+        raise InputError(f"{path} holds no rows; give a header and at least one row.")
+    return rows
 
 
 def read_json(path: Path) -> dict[str, Any]:

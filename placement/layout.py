@@ -85,7 +85,26 @@ def place(
     shape: Shape, cluster: Cluster, taken: frozenset[Place] = frozenset(), *, min_memory_bytes: int = 0
 ) -> Layout | Infeasible:
     """Seat `shape` on GPUs of `cluster` that are not `taken` and have at least `min_memory_bytes`."""
-    free = _free(cluster, taken, min_memory_bytes)
+    placed = _place(shape, _free(cluster, taken, min_memory_bytes), min_memory_bytes)
+    if isinstance(placed, Layout):
+        placed.check(cluster)
+    return placed
+
+
+def place_replicas(shape: Shape, cluster: Cluster, count: int) -> tuple[Layout, ...] | Infeasible:
+    """`count` times `shape`, one after the other as `place` would, on a cluster that nothing else uses."""
+    free = _free(cluster, frozenset(), 0)
+    layouts = []
+    for _ in range(count):
+        placed = _place(shape, free, 0)
+        if isinstance(placed, Infeasible):
+            return placed
+        layouts.append(placed)
+    return tuple(layouts)
+
+
+def _place(shape: Shape, free: dict[str, dict[str, list[int]]], min_memory_bytes: int) -> Layout | Infeasible:
+    """Take the slots of one replica out of `free`."""
     room = _count(free)
     if sum(gpus // shape.tp for gpus in room.values()) < shape.pp * shape.dp:
         return _infeasible(shape, room, min_memory_bytes)
@@ -95,9 +114,7 @@ def place(
             (island, group) for island, count in islands.items() for group in _take(free[island], count, shape.tp)
         ]
         seats += _seats(shape, dp_rank, groups)
-    layout = Layout(shape=shape, seats=tuple(seats))
-    layout.check(cluster)
-    return layout
+    return Layout(shape=shape, seats=tuple(seats))
 
 
 def free_gpus(cluster: Cluster, taken: frozenset[Place], *, min_memory_bytes: int = 0) -> dict[str, int]:

@@ -13,21 +13,20 @@ from functools import partial
 
 from placement import constants as fitted
 from placement import residuals as learnt
-from placement.assurance import best_assured
+from placement.assurance import assured, best_assured
 from placement.candidates import shapes
 from placement.collectives import Engine
 from placement.hardware import Cluster
-from placement.layout import Infeasible, Layout, free_gpus, place
+from placement.layout import Infeasible, free_gpus, place_replicas
 from placement.model import ModelSpec
 from placement.option import Option, excess, meets, tail
 from placement.prediction import Prediction, Question, predict
-from placement.reasons import binding_sentence, lost_sentence, won_sentence
+from placement.reasons import binding_sentence, lost_sentence, tails_sentence, won_sentence
 from placement.search import choose_shape
 from placement.terrain import Region, regions
 from placement.workload import Slo, Workload
 
 _HEADROOM = 0.85  # of a replica's steady rate: arrivals come in bursts, and a queue at full load has no end
-_CHECKED = 4  # options whose tails are simulated: a few milliseconds each
 _NEARLY = 0.8  # a replica twice as large for a fifth more per GPU is harder to place, to move and to lose
 _SHOWN_LAYOUTS = 64  # replicas that are placed on concrete islands; more are counted only
 
@@ -101,11 +100,7 @@ def plan(
     is_sized = workload.requests_per_s is not None or workload.concurrency is not None
     cost = partial(_cost if is_sized else _cost_per_token, by_money=by_money)
     ranked = sorted(good, key=cost)
-    assured_first = sorted(
-        [*best_assured(ranked[:_CHECKED], question, slo), *ranked[_CHECKED:]],
-        key=cost,
-    )
-    placed = [_placed(option) for option in assured_first]
+    placed = [_placed(option) for option in best_assured(ranked, question, slo, cost, _most_replicas)]
     possible = [option for option in placed if option.layouts]
     if not possible:
         return _too_few_gpus(question, slo, ranked, found)
@@ -173,16 +168,10 @@ def _placed(option: Option) -> Option:
     region = option.prediction.region
     if option.gpus > region.gpus:
         return option
-    layouts: list[Layout] = []
-    taken: set[tuple[str, int]] = set()
-    cluster = region.cluster
-    for _ in range(min(option.replicas, _SHOWN_LAYOUTS)):
-        placed = place(option.shape, cluster, frozenset(taken))
-        if isinstance(placed, Infeasible):
-            return option
-        layouts.append(placed)
-        taken |= placed.places
-    return replace(option, layouts=tuple(layouts))
+    layouts = place_replicas(option.shape, region.cluster, min(option.replicas, _SHOWN_LAYOUTS))
+    if isinstance(layouts, Infeasible):
+        return option
+    return replace(option, layouts=layouts)
 
 
 def _none_meets(
@@ -206,16 +195,20 @@ def _none_meets(
 
 
 def _too_few_gpus(question: Question, slo: Slo, ranked: Sequence[Option], found: Sequence[Prediction]) -> Plan:
-    """The rate needs more replicas than there are GPUs for."""
+    """The rate needs more replicas than there are GPUs for, or no number of them keeps the tails short."""
     closest = min(ranked, key=lambda option: option.replicas / max(_most_replicas(option), 0.5))
+    closest = assured(closest, question, slo)
+    if not closest.meets_slo:
+        return _failed(question, slo, closest, tails_sentence(closest, slo), found)
     region: Region = closest.prediction.region
     fit = _most_replicas(closest)
     missing = max(closest.gpus - region.gpus, closest.shape.tp)  # a group finds no room in what is left of islands
-    per_replica = closest.load.requests_per_s * _HEADROOM
     asked = question.workload
     wanted = f"{asked.requests_per_s:g} requests/s" if asked.requests_per_s else f"{asked.concurrency:g} clients"
     most = (
-        f"{fit * per_replica:.3g} requests/s" if asked.requests_per_s else f"{int(fit * closest.load.running)} clients"
+        f"{fit * asked.requests_per_s / closest.replicas:.3g} requests/s"
+        if asked.requests_per_s
+        else f"{int(fit * closest.load.running)} clients"
     )
     answer = Infeasible(
         constraint=(

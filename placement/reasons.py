@@ -61,6 +61,18 @@ def binding_sentence(option: Option, slo: Slo, ttft_s: float, tpot_s: float) -> 
     )
 
 
+def tails_sentence(option: Option, slo: Slo) -> Infeasible:
+    """What share of requests is late although means are not, whatever the number of replicas."""
+    kept = (option.tails.attainment if option.tails else None) or 0.0
+    return Infeasible(
+        constraint=(
+            f"no shape on this cluster meets the SLO for {slo.percentile * 100:g}% of requests; {option.shape} comes "
+            f"close with {kept:.1%} in {option.replicas} replicas, {_speed(option.load)} on average"
+        ),
+        nearest="a lower percentile, a longer TTFT or TPOT, or faster GPUs",
+    )
+
+
 def largest_parts(load: Load, count: int = 2) -> str:
     """The parts that take most of a decode step, with milliseconds."""
     parts = sorted(load.parts_s.items(), key=lambda part: -part[1])[:count]

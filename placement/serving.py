@@ -86,7 +86,9 @@ def prompt_alone_s(work: Work, factors: Mapping[str, Array], demand: Demand) -> 
     chunks = np.ceil(demand.input_tokens / _CHUNK_TOKENS)
     read = step(work, factors, work.dp, demand.input_tokens * work.dp)
     overhead = overhead_s(work, factors)
-    pipelined = (chunks + work.pp - 1) / (chunks * work.pp)
+    # The last chunk may be short: behind the full ones it fills a stage only in part.
+    filled = np.maximum(demand.input_tokens / _CHUNK_TOKENS, 1.0)
+    pipelined = (filled + work.pp - 1) / (filled * work.pp)
     busy_s = (read.total_s - overhead) * factors["prefill"] + overhead * chunks
     return np.asarray(busy_s * pipelined)
 

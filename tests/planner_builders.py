@@ -6,7 +6,10 @@ from typing import Any
 from placement import catalogue
 from placement.cluster_reading import read_cluster
 from placement.hardware import Cluster
+from placement.layout import Infeasible
 from placement.model import ModelSpec
+from placement.option import Option
+from placement.plan import Plan
 from placement.terrain import Region, regions
 from placement.workload import Lengths, Slo, Workload
 
@@ -41,3 +44,16 @@ def slo(ttft_ms: float | None = None, tpot_ms: float | None = None, percentile: 
         tpot_s=None if tpot_ms is None else tpot_ms / 1e3,
         percentile=percentile,
     )
+
+
+def best(found: Plan) -> Option:
+    """The best option, which there must be."""
+    assert found.best is not None, found.infeasible
+    return found.best
+
+
+def infeasible(found: Plan) -> Infeasible:
+    """Why there is no option."""
+    assert found.infeasible is not None
+    assert (found.best, found.partition, found.options) == (None, None, ())
+    return found.infeasible

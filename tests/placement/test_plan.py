@@ -9,13 +9,11 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from planner_builders import DEEPSEEK_V3, LLAMA_70B, cluster, model, requests, slo
+from planner_builders import DEEPSEEK_V3, LLAMA_70B, best, cluster, model, requests, slo
 
-from placement.cluster_reading import read_cluster
-from placement.hardware import Cluster, ClusterError, Gpu, Node
-from placement.layout import Infeasible, Layout
+from placement.hardware import Cluster
+from placement.layout import Layout
 from placement.machines import cluster_of
-from placement.option import Option
 from placement.plan import Plan, plan
 from placement.shape import Shape
 from placement.workload import Lengths, Slo, Workload
@@ -34,17 +32,6 @@ def planned(
     tpot_ms: float | None = 30.0,
 ) -> Plan:
     return plan(model(name), cluster(on), requests(requests_per_s=rate), slo(ttft_ms, tpot_ms))
-
-
-def best(found: Plan) -> Option:
-    assert found.best is not None, found.infeasible
-    return found.best
-
-
-def infeasible(found: Plan) -> Infeasible:
-    assert found.infeasible is not None
-    assert (found.best, found.partition, found.options) == (None, None, ())
-    return found.infeasible
 
 
 def shapes(found: Plan) -> list[str]:
@@ -117,6 +104,48 @@ def test_every_option_keeps_the_slo_and_answers_the_rate(asked: dict[str, Any]) 
         assert option.meets_slo
         assert found.slo.tpot_s is None or option.load.tpot_s <= found.slo.tpot_s
         assert option.replicas * option.load.requests_per_s * HEADROOM >= (asked.get("rate", 8.0) or 0)
+
+
+@pytest.mark.parametrize(
+    ("rate", "ttft_ms", "tpot_ms", "percentile"),
+    [(8, None, 30, 0.9), (11.7, 150, 80, 0.99), (11.7, 150, 80, 0.9), (4, 400, 40, 0.99), (25, 1000, 60, 0.95)],
+)
+def test_nothing_ranks_first_before_its_tails_were_looked_at(
+    rate: float, ttft_ms: float | None, tpot_ms: float, percentile: float
+) -> None:
+    found = plan(model(), cluster(), requests(requests_per_s=rate), slo(ttft_ms, tpot_ms, percentile))
+    tails = best(found).tails
+    assert tails is not None
+    assert not tails.overloaded
+    assert (tails.attainment or 0) >= percentile
+
+
+def test_a_rate_whose_tails_no_replicas_keep_says_how_many_it_would_take() -> None:
+    """The mean would do with half of the cluster, but one request in a hundred would wait too long."""
+    found = plan(model(), cluster(), requests(requests_per_s=20), slo(130, 60, 0.99))
+    assert found.infeasible is not None
+    assert found.closest is not None
+    assert found.closest.gpus > 32
+    assert f"need {found.closest.replicas} replicas" in found.infeasible.constraint
+    nearest = float(found.infeasible.nearest.partition(" ")[0])
+    assert nearest < 20
+
+
+def test_ten_times_the_rate_on_ten_times_the_cluster_is_ten_times_the_gpus() -> None:
+    small = plan(model(), cluster(), requests(requests_per_s=11.7), slo(150, 80, 0.99))
+    large = plan(model(), cluster("40x dgx-h100"), requests(requests_per_s=117), slo(150, 80, 0.99))
+    assert best(large).gpus <= 10 * best(small).gpus
+
+
+def test_tails_that_no_number_of_replicas_keeps_are_not_a_lack_of_gpus() -> None:
+    found = plan(model(), cluster("128x dgx-h100"), requests(requests_per_s=200), slo(100, 60, 0.999))
+    assert found.infeasible is not None
+    assert "GPUs; the cluster has" not in found.infeasible.constraint
+    kept = re.search(
+        r"meets the SLO for 99.9% of requests; \S+ comes close with ([\d.]+)%", found.infeasible.constraint
+    )
+    assert kept is not None
+    assert float(kept[1]) < 99.9
 
 
 def test_the_same_question_gets_the_same_answer() -> None:
@@ -201,154 +230,6 @@ def test_experts_are_also_spread_over_data_parallel_ranks() -> None:
     kinds = {(option.shape.ep > 1, option.shape.dp > 1) for option in found.options}
     assert {(False, False), (True, False), (True, True)} <= kinds
     assert not any(prediction.shape.ep > 1 for prediction in planned().predictions)
-
-
-# --- no plan ---------------------------------------------------------------------------------------------------------
-
-
-def test_a_model_too_large_names_the_memory_and_what_would_hold_it() -> None:
-    found = plan(model(DEEPSEEK_V3), cluster("1x dgx-h100"), requests())
-    answer = infeasible(found)
-    assert re.search(r"does not fit: \S+ needs [\d.]+ GiB on the busiest GPU", answer.constraint)
-    assert "GiB weights" in answer.constraint
-    assert "KV cache of 1152 tokens" in answer.constraint
-    nearest = re.search(r"on (\d+) GPUs", answer.nearest)
-    assert nearest is not None
-    assert int(nearest[1]) > 8
-    assert found.closest is None
-    assert all(not prediction.fits for prediction in found.predictions)
-
-
-@pytest.mark.parametrize(
-    ("limits", "missed", "kept"),
-    [
-        pytest.param({"tpot_ms": 1.0}, ["TPOT [0-9.]+ ms against 1 ms"], "TTFT", id="tpot"),
-        pytest.param({"ttft_ms": 5.0}, ["TTFT [0-9]+ ms against 5 ms"], "TPOT", id="ttft"),
-        pytest.param(
-            {"ttft_ms": 5.0, "tpot_ms": 1.0},
-            ["TTFT [0-9]+ ms against 5 ms", "TPOT [0-9.]+ ms against 1 ms"],
-            "nothing",
-            id="both",
-        ),
-    ],
-)
-def test_an_slo_that_nothing_meets_says_what_it_misses_by_how_much(
-    limits: dict[str, float], missed: list[str], kept: str
-) -> None:
-    found = plan(model(), cluster(), requests(requests_per_s=1), slo(**limits))
-    answer = infeasible(found)
-    assert found.closest is not None
-    assert str(found.closest.shape) in answer.constraint
-    for words in missed:
-        assert re.search(words, answer.constraint)
-    assert kept not in answer.constraint + answer.nearest
-    assert answer.nearest.startswith("an SLO with ")
-
-
-def test_the_nearest_slo_would_be_met() -> None:
-    found = plan(model(), cluster(), requests(), slo(tpot_ms=1))
-    nearest = re.search(r"TPOT of ([0-9.]+) ms", infeasible(found).nearest)
-    assert nearest is not None
-    assert plan(model(), cluster(), requests(), slo(tpot_ms=float(nearest[1]) + 0.1)).best is not None
-
-
-def test_too_few_gpus_says_what_rate_they_answer_and_how_many_more_it_takes() -> None:
-    found = plan(model(), cluster("1x dgx-h100"), requests(requests_per_s=500), slo(tpot_ms=60))
-    answer = infeasible(found)
-    numbers = re.fullmatch(
-        r"500 requests/s need (\d+) replicas of (\S+), (\d+) GPUs; the cluster has 8 of .+, room for (\d+)",
-        answer.constraint,
-    )
-    assert numbers is not None
-    replicas, shape, gpus, room = int(numbers[1]), Shape.parse(numbers[2]), int(numbers[3]), int(numbers[4])
-    assert (replicas * shape.gpus, room * shape.gpus <= 8) == (gpus, True)
-    nearest = re.fullmatch(r"([\d.]+) requests/s, or at least (\d+) more GPUs", answer.nearest)
-    assert nearest is not None
-    assert int(nearest[2]) == gpus - 8
-    possible = plan(model(), cluster("1x dgx-h100"), requests(requests_per_s=0.8 * float(nearest[1])), slo(tpot_ms=60))
-    assert possible.best is not None
-
-
-def test_gpus_left_over_in_islands_do_not_count() -> None:
-    """Six islands of 3 GPUs hold six pairs, although there are 18 GPUs."""
-    islands = read_cluster({"gpu": "h100_sxm", "gpus_per_machine": 3, "machines": 6})
-    clients = 50.0
-    while (found := plan(model(), islands, requests(concurrency=clients), slo(tpot_ms=45))).best is not None:
-        assert found.best.replicas * found.best.shape.pp <= 6
-        clients *= 1.1
-    answer = infeasible(found)
-    numbers = re.search(
-        r"need (\d+) replicas of (\S+), .* the cluster has 18 of .*, room for (\d+)$", answer.constraint
-    )
-    assert numbers is not None
-    needed, shape, room = int(numbers[1]), Shape.parse(numbers[2]), int(numbers[3])
-    assert room == 6 // shape.pp < needed
-    more = re.search(r"at least (\d+) more GPUs", answer.nearest)
-    assert more is not None
-    assert int(more[1]) > 0
-
-
-# --- clusters that are not all alike ---------------------------------------------------------------------------------
-
-
-def mixed(h100_usd: float | None = None, a100_usd: float | None = None) -> Cluster:
-    machines: list[dict[str, Any]] = [{"machine": "dgx-h100", "count": 2}, {"machine": "dgx-a100", "count": 4}]
-    for machine, usd in zip(machines, (h100_usd, a100_usd), strict=True):
-        if usd is not None:
-            machine["usd_per_gpu_hour"] = usd
-    return read_cluster({"machines": machines})
-
-
-def kind(option: Option) -> str:
-    return option.prediction.region.kind.kind
-
-
-def test_replicas_do_not_mix_kinds_of_gpu() -> None:
-    found = plan(model(), mixed(), requests(requests_per_s=6), slo(tpot_ms=50))
-    assert {kind(option) for option in found.options} == {"h100_sxm", "a100_sxm"}
-    for option in found.options:
-        for layout in option.layouts:
-            assert {seat.node.rpartition("-")[0] for seat in layout.seats} == {f"dgx-{kind(option).split('_')[0]}"}
-
-
-@pytest.mark.parametrize(
-    ("prices", "chosen"),
-    [
-        pytest.param((None, None), "h100_sxm", id="fewest-gpus"),
-        pytest.param((30.0, 1.0), "a100_sxm", id="least-money"),
-        pytest.param((2.0, 2.0), "h100_sxm", id="equal-prices"),
-        pytest.param((30.0, None), "h100_sxm", id="not-all-prices-are-known"),
-    ],
-)
-def test_money_decides_where_all_prices_are_known(prices: tuple[float | None, float | None], chosen: str) -> None:
-    found = plan(model(), mixed(*prices), requests(requests_per_s=6), slo(tpot_ms=50))
-    assert kind(best(found)) == chosen
-    assert ("USD" in best(found).reason) == (None not in prices)
-    if None not in prices:
-        usd = [option.usd_per_hour for option in found.options]
-        assert usd == sorted(usd, key=lambda each: each or math.inf)
-
-
-def test_a_gpu_that_nothing_is_known_of_is_refused() -> None:
-    unknown = Node(name="a", island="a", gpus=8, gpu=Gpu(name="Banana 3000", memory_bytes=80 * 2**30))
-    with pytest.raises(ClusterError, match=r"GPU 'Banana 3000' is not known; give one of .*h100_sxm.* its datasheet"):
-        plan(model(), Cluster(nodes=(unknown,)), requests())
-
-
-def test_a_gpu_of_ones_own_is_planned_from_its_datasheet() -> None:
-    own = read_cluster(
-        {
-            "gpu": {"name": "X1", "memory": "96 GB", "memory_bandwidth": "3 TB/s", "flops": {"bf16": "500 TFLOPS"}},
-            "gpus_per_machine": 8,
-            "links": {
-                "island": {"kind": "pcie5", "bandwidth": "50 GB/s", "latency": "5 us"},
-                "network": {"kind": "roce", "bandwidth": "100 Gbit/s", "latency": "10 us"},
-            },
-        }
-    )
-    found = plan(model(), own, requests(requests_per_s=1), slo(tpot_ms=100))
-    assert best(found).gpus <= 8
-    assert any("not measured" in line for line in best(found).prediction.sources)
 
 
 # --- as a library ----------------------------------------------------------------------------------------------------

@@ -1,0 +1,62 @@
+"""The command line `archipelago` as tests run it, without the network."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deployments import model_source
+from deployments.cli import main
+from deployments.config_messages import ConfigError
+
+Ran = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Whoever asks the hub is told that it does not answer."""
+
+    def refuse(model: object, environ: object) -> None:
+        raise ConfigError(["the hub is not asked in tests"])
+
+    monkeypatch.setattr(model_source, "download_config", refuse)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+
+
+@pytest.fixture
+def ran(capsys: pytest.CaptureFixture[str]) -> Ran:
+    """Runs a command line; returns its exit code, output and errors, none of which is ever a traceback."""
+
+    def run(*argv: object) -> tuple[int, str, str]:
+        code = main([str(argument) for argument in argv])
+        output, errors = capsys.readouterr()
+        assert "Traceback" not in output + errors
+        return code, output, errors
+
+    return run
+
+
+def refused(answer: tuple[int, str, str]) -> str:
+    """The one line of an error."""
+    code, output, errors = answer
+    assert (code, output) == (1, "")
+    assert errors.startswith("archipelago: ")
+    assert errors.count("\n") == 1
+    return errors
+
+
+def written(path: Path, text: str) -> Path:
+    """`path`, with `text` in it."""
+    path.write_text(text)
+    return path
+
+
+def strictly(text: str) -> Any:
+    """JSON without the NaN and Infinity that other readers refuse."""
+
+    def refuse(constant: str) -> None:
+        pytest.fail(f"{constant} is no JSON")
+
+    return json.loads(text, parse_constant=refuse)

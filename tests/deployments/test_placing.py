@@ -1,0 +1,140 @@
+from typing import Any
+
+import pytest
+from planner_builders import DEEPSEEK_V3, LLAMA_70B, cluster, model
+
+from deployments.config import ModelConfig
+from deployments.config_messages import ConfigError
+from deployments.placing import Placed, parse_shape, place_replicas
+from placement.cluster_reading import read_cluster
+from placement.hardware import Cluster, Gpu, Node
+from placement.shape import Shape
+
+LENGTH = {"max_model_len": 8192}
+
+
+def placed(
+    shape: str = "auto",
+    on: Cluster | str = "1x dgx-h100",
+    name: str = LLAMA_70B,
+    replicas: int = 1,
+    **engine: Any,
+) -> Placed:
+    config = ModelConfig(source=name, shape=shape, replicas=replicas, engine=LENGTH | engine)
+    nodes = cluster(on) if isinstance(on, str) else on
+    return place_replicas(config, parse_shape(shape, model(name)), model(name), nodes)
+
+
+def problem(*arguments: Any, **named: Any) -> str:
+    with pytest.raises(ConfigError) as caught:
+        placed(*arguments, **named)
+    (line,) = caught.value.problems
+    return line
+
+
+def unknown_gpus(memory_gib: float, *, islands: int = 2, gpus: int = 2) -> Cluster:
+    gpu = Gpu(name="Banana 3000", memory_bytes=int(memory_gib * 2**30))
+    return Cluster(nodes=tuple(Node(name=f"n{i}", island=f"i{i}", gpus=gpus, gpu=gpu) for i in range(islands)))
+
+
+# --- auto ------------------------------------------------------------------------------------------------------------
+
+
+def test_on_known_gpus_the_planner_chooses_and_says_what_it_expects() -> None:
+    found = placed()
+    (note,) = found.notes
+    assert note.startswith(f"models[0].shape: {found.shape} is the smallest replica that nearly gives the most output")
+    assert "tokens/s predicted, TPOT " in note
+    assert found.shape.gpus <= 8
+    found.layouts[0].check(cluster("1x dgx-h100"))
+
+
+@pytest.mark.parametrize("replicas", [1, 2, 3, 4])
+def test_the_chosen_shape_leaves_room_for_every_replica(replicas: int) -> None:
+    found = placed(replicas=replicas)
+    places = [place for layout in found.layouts for place in layout.places]
+    assert len(found.layouts) == replicas
+    assert len(set(places)) == len(places) == replicas * found.shape.gpus
+
+
+def test_more_replicas_than_there_is_room_for_are_refused() -> None:
+    assert problem(replicas=5).startswith("models[0].replicas: 5 is not accepted; ")
+
+
+def test_a_long_context_needs_a_larger_shape() -> None:
+    short, long = (placed(max_model_len=length).shape for length in (2048, 131072))
+    assert short.gpus <= long.gpus
+    assert "tp2" not in str(placed(on="1x dgx-h100", max_model_len=131072).shape)
+
+
+def test_a_model_that_no_shape_holds_says_what_is_missing() -> None:
+    line = problem(name=DEEPSEEK_V3)
+    assert line.startswith(f"models[0].shape: 'auto' is not accepted; {DEEPSEEK_V3} does not fit: ")
+    assert "GiB weights" in line
+
+
+def test_on_unknown_gpus_the_smallest_shape_is_chosen() -> None:
+    found = placed(on=unknown_gpus(80))
+    assert str(found.shape) == "tp2"
+    assert found.notes[0].startswith(f"models[0].shape: tp2 is the smallest shape that holds {LLAMA_70B}")
+
+
+def test_one_unknown_gpu_among_known_ones_is_enough_not_to_predict() -> None:
+    known = cluster("1x dgx-h100").nodes
+    found = placed(on=Cluster(nodes=(*known, *unknown_gpus(80).nodes)))
+    assert "smallest shape that holds" in found.notes[0]
+
+
+# --- given shapes ----------------------------------------------------------------------------------------------------
+
+
+def test_a_given_shape_stays() -> None:
+    found = placed("tp4pp2")
+    assert (str(found.shape), found.notes) == ("tp4pp2", ())
+
+
+def test_a_given_shape_that_is_too_small_says_what_each_part_takes_and_what_would_fit() -> None:
+    line = problem("tp1")
+    assert "'tp1' is not accepted; on a GPU it takes 131.4 GiB of weights, " in line
+    assert "for one request of 8192 tokens" in line
+    assert line.endswith("give tp2")
+
+
+def test_a_shape_that_the_model_cannot_be_cut_into() -> None:
+    with pytest.raises(ConfigError, match="tp3 does not divide the 64 attention heads"):
+        parse_shape("tp3", model())
+    with pytest.raises(ConfigError, match="Or give 'auto'"):
+        parse_shape("banana", model())
+    assert parse_shape("auto", model()) is None
+
+
+def test_a_group_wider_than_an_island_is_refused() -> None:
+    islands = read_cluster({"gpu": "h100_sxm", "gpus_per_machine": 2, "machines": 4})
+    line = problem("tp4", on=islands)
+    assert "4 free GPUs" in line
+    assert "in one island" in line
+    assert placed("tp2pp2", on=islands).shape == Shape(tp=2, pp=2)
+
+
+# --- what is not known -----------------------------------------------------------------------------------------------
+
+
+def test_without_the_model_only_a_given_shape_is_placed() -> None:
+    config = ModelConfig(source="acme/unknown", shape="tp4")
+    found = place_replicas(config, Shape(tp=4), None, cluster("1x dgx-h100"))
+    assert found.notes == ("memory: the size of acme/unknown is not known",)
+    with pytest.raises(ConfigError, match=r"the config\.json of acme/unknown is not on this machine"):
+        place_replicas(config, None, None, cluster("1x dgx-h100"))
+
+
+def test_what_an_engine_argument_saves_is_not_guessed() -> None:
+    found = placed("tp1", quantization="fp8")
+    assert found.notes == ("memory: what models[0].engine.quantization saves is not known",)
+
+
+@pytest.mark.parametrize(("size", "fits"), [(2**30, True), (2**20, False), (70 * 2**30, False)])
+def test_a_given_kv_cache_must_hold_one_request_and_leave_room_for_the_weights(size: int, fits: bool) -> None:
+    if fits:
+        assert placed("tp8", kv_cache_memory_bytes=size).shape == Shape(tp=8)
+    else:
+        assert problem("tp8", kv_cache_memory_bytes=size).startswith("models[0].engine.kv_cache_memory_bytes: ")
