@@ -13,16 +13,16 @@
 Where no answer exists the result is `Infeasible`: the constraint that binds, with its numbers, and the nearest change.
 """
 
-from placement.hardware import Cluster, ClusterError, Gpu, Link, Links, Node
+from placement.clusters.hardware import Cluster, ClusterError, Gpu, Link, Links, Node
+from placement.clusters.machines import cluster_of, spec_of
+from placement.cost.prediction import Prediction, Question, predict
 from placement.layout import Infeasible, Layout, LayoutError, Seat, place
-from placement.machines import cluster_of, spec_of
-from placement.memory import KvRoom, MemoryUse, kv_room, memory_use
-from placement.model import ModelConfigError, ModelSpec
-from placement.option import Option
-from placement.plan import Plan, plan
-from placement.precision import with_precision
-from placement.prediction import Prediction, Question, predict
-from placement.search import Choice, choose_shape
+from placement.models.memory import KvRoom, MemoryUse, kv_room, memory_use
+from placement.models.model import ModelConfigError, ModelSpec
+from placement.models.precision import with_precision
+from placement.planning.option import Option
+from placement.planning.plan import Plan, plan
+from placement.planning.search import Choice, choose_shape
 from placement.shape import Shape, ShapeError, misfits
 from placement.workload import Lengths, Slo, Workload, WorkloadError
 

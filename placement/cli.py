@@ -13,9 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from placement import accuracy, calibration, constants, plan_report, residuals
-from placement.emit import served_configuration
-from placement.explain import explain
+from placement.calibration import accuracy
+from placement.calibration import fit as calibration
+from placement.calibration.rows import case_of, points_of, read_rows
+from placement.clusters.terrain import regions
+from placement.cost import constants, residuals
 from placement.given import (
     ERRORS,
     KV_BYTES,
@@ -28,12 +30,13 @@ from placement.given import (
     slo,
     workload,
 )
-from placement.plan import Plan, plan
-from placement.quantisation import PRECISIONS
+from placement.models.quantisation import PRECISIONS
+from placement.planning import plan_report
+from placement.planning.emit import served_configuration
+from placement.planning.explain import explain
+from placement.planning.plan import Plan, plan
 from placement.quantities import fraction
-from placement.rows import case_of, points_of, read_rows
 from placement.shape import Shape
-from placement.terrain import regions
 
 INFEASIBLE = 2
 _FEWEST_POINTS = 5
@@ -145,9 +148,9 @@ def _explained(made: Plan, arguments: argparse.Namespace) -> list[str]:
 
 
 def _scaling(arguments: argparse.Namespace, find_config: FindConfig) -> int:
-    from placement import scaling_report
-    from placement.prediction import Question
-    from placement.scaling import scale
+    from placement.cost.prediction import Question
+    from placement.scaling import report as scaling_report
+    from placement.scaling.scale import scale
 
     region = regions(cluster(arguments.cluster))[0]
     question = Question(
@@ -167,11 +170,11 @@ def _scaling(arguments: argparse.Namespace, find_config: FindConfig) -> int:
     )
     print(json.dumps(scaling_report.as_json(found), indent=2) if arguments.json else scaling_report.as_text(found))
     if arguments.html:
-        from placement import report_html
+        from placement.scaling import report_html
 
         _write(arguments.html, report_html.page(found))
     if arguments.png:
-        from placement import report_png
+        from placement.scaling import report_png
 
         try:
             report_png.draw(found, arguments.png)

@@ -9,17 +9,17 @@ from typing import Any
 
 import yaml
 
-from placement import catalogue
-from placement.accuracy import AccuracyError
-from placement.cluster_reading import read_cluster
+from placement.calibration.accuracy import AccuracyError
+from placement.calibration.rows import RowError
+from placement.clusters.cluster_reading import read_cluster
+from placement.clusters.hardware import Cluster, ClusterError
 from placement.collectives import CollectiveError
-from placement.constants import ConstantsError
-from placement.hardware import Cluster, ClusterError
-from placement.model import ModelConfigError, ModelSpec
-from placement.precision import with_precision
+from placement.cost.constants import ConstantsError
+from placement.models import catalogue
+from placement.models.model import ModelConfigError, ModelSpec
+from placement.models.precision import with_precision
 from placement.quantities import QuantityError, fraction, rate_per_s, seconds, tokens
-from placement.rows import RowError
-from placement.scaling import ScalingError
+from placement.scaling.scale import ScalingError
 from placement.shape import ShapeError
 from placement.workload import Lengths, Slo, Workload, WorkloadError
 

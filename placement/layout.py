@@ -13,7 +13,7 @@ rank 0's node, so of each data-parallel rank the ranks on that node must be a pr
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from placement.hardware import Cluster, Node
+from placement.clusters.hardware import Cluster, Node
 from placement.shape import Shape
 
 _GIB = 1024**3

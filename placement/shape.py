@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from placement.model import ModelSpec
+from placement.models.model import ModelSpec
 
 _PART = re.compile(r"(tp|pp|ep|dp)([1-9][0-9]{0,4})")
 _ACCEPTED = (

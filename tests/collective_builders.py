@@ -1,7 +1,7 @@
 """Links and groups that the tests of `placement.collectives` share. Figures are datasheets'."""
 
+from placement.clusters.hardware import Link, Links
 from placement.collectives import Group
-from placement.hardware import Link, Links
 
 
 def link(kind: str, gb_per_s: float, latency_us: float) -> Link:

@@ -5,9 +5,9 @@ from dataclasses import replace
 from itertools import product
 from typing import Any
 
-from placement.calibration import batch_of, predict
-from placement.constants import Constants
-from placement.rows import Row, read_rows
+from placement.calibration.fit import batch_of, predict
+from placement.calibration.rows import Row, read_rows
+from placement.cost.constants import Constants
 
 SHAPES = {"meta-llama/Llama-3.1-8B": (1, 2), "meta-llama/Llama-3.1-70B": (4, 8)}
 CLIENTS = (1, 8, 64)

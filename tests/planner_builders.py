@@ -3,14 +3,14 @@
 from functools import cache
 from typing import Any
 
-from placement import catalogue
-from placement.cluster_reading import read_cluster
-from placement.hardware import Cluster
+from placement.clusters.cluster_reading import read_cluster
+from placement.clusters.hardware import Cluster
+from placement.clusters.terrain import Region, regions
 from placement.layout import Infeasible
-from placement.model import ModelSpec
-from placement.option import Option
-from placement.plan import Plan
-from placement.terrain import Region, regions
+from placement.models import catalogue
+from placement.models.model import ModelSpec
+from placement.planning.option import Option
+from placement.planning.plan import Plan
 from placement.workload import Lengths, Slo, Workload
 
 LLAMA_70B = "meta-llama/Llama-3.1-70B"

@@ -16,8 +16,8 @@ from itertools import pairwise
 
 from deployments.crossover.namespaces import UNSHAPED
 from deployments.crossover.record import ACROSS, WORKS, Cut, LinkProbe, Record, Work
+from placement.clusters.hardware import Link, Links
 from placement.collectives import Group, all_gather, all_reduce, send_recv
-from placement.hardware import Link, Links
 
 # The scheduler's order to the worker on the other island; with a pipeline the length and the description of the tensors
 # that follow, and the sampled tokens on their way back. Small pickles: what they cost is their latency.

@@ -2,7 +2,7 @@
 
 A curve is the lowest of a few lines latency + bytes * slope, one for each protocol or algorithm that the library
 switches between. Between measured numbers of ranks the time is interpolated in log(ranks), above the largest it grows
-as named below. `collective_constants.json` holds the lines, fitted by `collective_fitting.fit_lines`, and their source.
+as named below. `constants.json` holds the lines, fitted by `fitting.fit_lines`, and their source.
 """
 
 import json
@@ -13,8 +13,8 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
+from placement.clusters.hardware import Link
 from placement.collectives.group import Engine, Factors, Op
-from placement.hardware import Link
 
 Line = tuple[float, float]  # seconds, seconds per byte
 Lines = tuple[Line, ...]
@@ -59,7 +59,7 @@ def line_time_s(lines: Lines, size_bytes: float) -> float:
 @cache
 def constants() -> Mapping[str, Any]:
     """The fitted constants, read once."""
-    text = files("placement").joinpath("collective_constants.json").read_text(encoding="utf-8")
+    text = files("placement.collectives").joinpath("constants.json").read_text(encoding="utf-8")
     loaded: dict[str, Any] = json.loads(text)
     return loaded
 

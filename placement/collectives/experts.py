@@ -9,9 +9,9 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from placement.clusters.hardware import Link
 from placement.collectives.group import NOTHING, CollectiveError, Engine, Factors, Group, Transfer
 from placement.collectives.operations import all_gather, all_to_all, reduce_scatter
-from placement.hardware import Link
 
 ExpertBackend = Literal[
     "allgather_reducescatter",  # vLLM's default: every rank gets all tokens

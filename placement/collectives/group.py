@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from placement.hardware import Link, Links
+from placement.clusters.hardware import Link, Links
 
 Engine = Literal["vllm", "sglang", "trtllm", "nccl"]
 Op = Literal["all_reduce", "all_gather", "reduce_scatter", "all_to_all"]
@@ -30,7 +30,7 @@ class Factors:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
-    """Two factors for each level of a cluster, from a few measured points (`placement.collective_fitting`)."""
+    """Two factors for each level of a cluster, from a few measured points (`placement.collectives.fitting`)."""
 
     island: Factors = Factors()
     machine: Factors = Factors()

@@ -29,7 +29,7 @@ from placement.collectives.group import (
 _NETWORK_EFFICIENCY = 0.92  # 46-48 GB/s of 400 Gbit/s, 11-12 GB/s of 100 Gbit/s: headers and flow control
 _PCIE_EFFICIENCY = 0.77  # 49 GB/s over PCIe 5 between the NVLink pairs of a machine with four H100
 # Latency of NCCL's full-bandwidth protocol against LL, inside and between machines, and over sockets: rounded, chosen
-# on the tables of A100, B200 and V100 clusters that `collective_constants.json` names; the error is flat around these.
+# on the tables of A100, B200 and V100 clusters that `constants.json` names; the error is flat around these.
 _SIMPLE_INSIDE, _SIMPLE_OUTSIDE, _SIMPLE_SOCKETS = 1.5, 1.7, 3.5
 _SEND_EFFICIENCY = 0.75  # one pair of GPUs: 348 of 450 GB/s over NVLink 4, 36 of 50 GB/s over 400 Gbit/s
 

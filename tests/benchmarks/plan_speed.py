@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from placement.catalogue import config
-from placement.machines import cluster_of
-from placement.model import ModelSpec
-from placement.plan import Plan, plan
+from placement.clusters.machines import cluster_of
+from placement.models.catalogue import config
+from placement.models.model import ModelSpec
+from placement.planning.plan import Plan, plan
 from placement.workload import Lengths, Slo, Workload
 
 _ROOT = Path(__file__).parents[2]

@@ -6,8 +6,8 @@ from planner_builders import DEEPSEEK_V3, LLAMA_70B, cluster, model
 from deployments.config import ModelConfig
 from deployments.config_messages import ConfigError
 from deployments.placing import Placed, parse_shape, place_replicas
-from placement.cluster_reading import read_cluster
-from placement.hardware import Cluster, Gpu, Node
+from placement.clusters.cluster_reading import read_cluster
+from placement.clusters.hardware import Cluster, Gpu, Node
 from placement.shape import Shape
 
 LENGTH = {"max_model_len": 8192}

@@ -7,18 +7,19 @@ from functools import cache
 
 import numpy as np
 import pytest
+from benchmarks.planner_accuracy import PEER, PEER_CHOICES, choice_line, report
 from hypothesis import given
 from hypothesis import strategies as st
 from measured_data import measured
 
-from placement import accuracy, calibration
-from placement.accuracy import AccuracyError, Errors, cross_validate, errors, folds_of
-from placement.accuracy_report import PEER, PEER_CHOICES, choice_line, report
-from placement.calibration import Prediction
-from placement.choices import MAX_VIOLATIONS, Margin, slo_choice, slo_choice_with_margin
-from placement.constants import priors, shipped
-from placement.ladders import Ladder, Ratio
-from placement.rows import Case, Row, case_of, read_rows
+from placement.calibration import accuracy
+from placement.calibration import fit as calibration
+from placement.calibration.accuracy import AccuracyError, Errors, cross_validate, errors, folds_of
+from placement.calibration.choices import MAX_VIOLATIONS, Margin, slo_choice, slo_choice_with_margin
+from placement.calibration.fit import Prediction
+from placement.calibration.ladders import Ladder, Ratio
+from placement.calibration.rows import Case, Row, case_of, read_rows
+from placement.cost.constants import priors, shipped
 from placement.shape import Shape
 
 

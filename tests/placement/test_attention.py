@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 from placement_builders import DEEPSEEK_V3, LLAMA_8B
 
-from placement import ModelSpec, catalogue
+from placement import ModelSpec
+from placement.models import catalogue
 
 
 def spec(config: dict[str, Any], **changes: object) -> ModelSpec:

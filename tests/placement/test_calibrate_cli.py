@@ -12,8 +12,8 @@ from measured_data import measured
 from measured_rows import measured_under, questions
 from planner_builders import LLAMA_70B
 
-from placement.constants import read, shipped, write
-from placement.rows import read_rows
+from placement.calibration.rows import read_rows
+from placement.cost.constants import read, shipped, write
 
 __all__ = ["no_network", "ran"]  # fixtures
 

@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 from measured_rows import measured_under, questions, unmeasured
 
-from placement.calibration import balanced, batch_of, fit, predict
-from placement.constants import Constants, priors, shipped
-from placement.cost import overhead_s
-from placement.rows import Row, read_rows
+from placement.calibration.fit import balanced, batch_of, fit, predict
+from placement.calibration.rows import Row, read_rows
+from placement.cost.constants import Constants, priors, shipped
+from placement.cost.step import overhead_s
 
 LAYER = ("layer_overhead_us", "vllm")
 MANY_CLIENTS = (1, 2, 4, 8, 16, 32, 64, 128)

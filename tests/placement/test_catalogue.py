@@ -4,7 +4,8 @@ import re
 import pytest
 from measured_data import measured
 
-from placement import ModelSpec, catalogue
+from placement import ModelSpec
+from placement.models import catalogue
 
 
 def spec(name: str) -> ModelSpec:
@@ -128,7 +129,7 @@ def test_what_is_returned_can_be_changed_without_harm() -> None:
 
 
 def test_one_line_for_each_model_and_no_model_twice() -> None:
-    text = (catalogue.resources.files("placement") / "catalogue.json").read_text(encoding="utf-8")
+    text = (catalogue.resources.files("placement.models") / "catalogue.json").read_text(encoding="utf-8")
     assert len(text.splitlines()) == len(catalogue.names()) + 2
     keys = [pair[0] for pair in json.loads(text, object_pairs_hook=list)]
     assert len({key.lower() for key in keys}) == len(keys)

@@ -4,10 +4,10 @@ from typing import Any
 import pytest
 import yaml
 
-from placement import cluster_reading
-from placement.cluster_reading import read_cluster
-from placement.hardware import Cluster, ClusterError, Links
-from placement.machines import cluster_of, gpu_kinds, machine, spec_of
+from placement.clusters import cluster_reading
+from placement.clusters.cluster_reading import read_cluster
+from placement.clusters.hardware import Cluster, ClusterError, Links
+from placement.clusters.machines import cluster_of, gpu_kinds, machine, spec_of
 
 
 def read(text: str) -> Cluster:

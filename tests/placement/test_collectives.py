@@ -8,7 +8,7 @@ from collective_builders import A100, B200, CPUS, H100, L40S, island_of, link, m
 from hypothesis import given
 from hypothesis import strategies as st
 
-from placement.collective_fitting import Point, fit_lines, fit_links
+from placement.clusters.hardware import Links
 from placement.collectives import (
     Calibration,
     CollectiveError,
@@ -26,7 +26,7 @@ from placement.collectives import (
     reduce_scatter,
     send_recv,
 )
-from placement.hardware import Links
+from placement.collectives.fitting import Point, fit_lines, fit_links
 
 KIB, MIB = 1024, 1024**2
 US = 1e-6

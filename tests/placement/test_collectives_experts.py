@@ -7,8 +7,8 @@ import pytest
 from collective_builders import INFINIBAND, NVLINK4, NVLINK5, link, machines_of
 from measured_data import measured
 
+from placement.clusters.hardware import Links
 from placement.collectives import ExpertBackend, Routing, moe_combine, moe_dispatch
-from placement.hardware import Links
 
 ROUTING = Routing(hidden_size=7168, top_k=8)
 LINKS = {

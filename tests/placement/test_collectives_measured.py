@@ -14,7 +14,7 @@ import pytest
 from collective_builders import INFINIBAND, ISLAND_LINKS, NVLINK3, NVLINK4, PCIE5, island_of, link, machines_of
 from measured_data import measured
 
-from placement.collective_fitting import Point, fit_lines, fit_links, mean_error
+from placement.clusters.hardware import Links
 from placement.collectives import (
     Calibration,
     CollectiveCurve,
@@ -25,7 +25,7 @@ from placement.collectives import (
     line_time_s,
     send_recv,
 )
-from placement.hardware import Links
+from placement.collectives.fitting import Point, fit_lines, fit_links, mean_error
 
 KIB, MIB = 1024, 1024**2
 UNITS = {"": 1, "B": 1, "K": KIB, "KB": KIB, "M": MIB, "MB": MIB, "GiB": 1024 * MIB}

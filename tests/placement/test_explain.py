@@ -4,8 +4,8 @@ from functools import cache
 import pytest
 from planner_builders import DEEPSEEK_V3, LLAMA_70B, cluster, model, region, requests, slo
 
-from placement.explain import explain
-from placement.plan import Plan, plan
+from placement.planning.explain import explain
+from placement.planning.plan import Plan, plan
 from placement.shape import Shape
 
 

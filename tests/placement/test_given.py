@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from planner_builders import LLAMA_70B
 
-from placement import catalogue
+from placement.clusters.hardware import ClusterError
 from placement.given import InputError, cluster, model, read_csv, read_json, slo, workload
-from placement.hardware import ClusterError
-from placement.model import ModelConfigError
+from placement.models import catalogue
+from placement.models.model import ModelConfigError
 from placement.quantities import QuantityError
 from placement.workload import WorkloadError
 

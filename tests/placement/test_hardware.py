@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from placement_builders import GIB, H100, cluster_of
 
-from placement.hardware import MAX_GPUS, MAX_NODES, Cluster, ClusterError, Gpu, GpuKind, Link, Links, Node
+from placement.clusters.hardware import MAX_GPUS, MAX_NODES, Cluster, ClusterError, Gpu, GpuKind, Link, Links, Node
 
 
 def test_islands_are_sorted_and_hold_their_nodes() -> None:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from measured_data import measured
 
-from placement.constants import shipped
-from placement.ladders import Ratio, ladders, tp_ratios
+from placement.calibration.ladders import Ratio, ladders, tp_ratios
+from placement.cost.constants import shipped
 
 PCIE = ("L40S", "RTX PRO 6000 Blackwell SE")
 

@@ -4,7 +4,16 @@ from typing import Any
 import pytest
 from placement_builders import GIB, H100, cluster_of
 
-from placement import Cluster, Gpu, Infeasible, Layout, LayoutError, Node, Shape, place
+from placement import (
+    Cluster,
+    Gpu,
+    Infeasible,
+    Layout,
+    LayoutError,
+    Node,
+    Shape,
+    place,
+)
 
 TWO_BY_TWO = cluster_of(2, 2)
 

@@ -4,8 +4,8 @@ import pytest
 from placement_builders import GIB
 from placement_builders import H100 as UNNAMED_H100
 
-from placement.hardware import ClusterError, Gpu, GpuKind, Links
-from placement.machines import (
+from placement.clusters.hardware import ClusterError, Gpu, GpuKind, Links
+from placement.clusters.machines import (
     Machine,
     cluster_of,
     default_links,

@@ -9,15 +9,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from placement import catalogue
-from placement.constants import shipped
-from placement.hardware import Cluster, Link
-from placement.machines import cluster_of
-from placement.model import ModelSpec
-from placement.precision import with_precision
-from placement.prediction import Load, Prediction, Question, predict
+from placement.clusters.hardware import Cluster, Link
+from placement.clusters.machines import cluster_of
+from placement.clusters.terrain import Region, regions
+from placement.cost.constants import shipped
+from placement.cost.prediction import Load, Prediction, Question, predict
+from placement.models import catalogue
+from placement.models.model import ModelSpec
+from placement.models.precision import with_precision
 from placement.shape import Shape
-from placement.terrain import Region, regions
 from placement.workload import Lengths, Workload
 
 

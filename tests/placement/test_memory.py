@@ -3,8 +3,9 @@ from typing import Any
 import pytest
 from placement_builders import DEEPSEEK_V3, GIB, GPT_OSS_120B, H100, LLAMA_8B, LLAMA_70B, MIXTRAL_8X7B
 
-from placement import MemoryUse, ModelSpec, Shape, catalogue, memory_use
-from placement.memory import KvRoom, kv_room, stage_layers
+from placement import MemoryUse, ModelSpec, Shape, memory_use
+from placement.models import catalogue
+from placement.models.memory import KvRoom, kv_room, stage_layers
 
 
 def spec(config: dict[str, Any], **changes: object) -> ModelSpec:

@@ -5,7 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from placement_builders import DEEPSEEK_V3, GPT_OSS_120B, LLAMA_8B, LLAMA_70B, MIXTRAL_8X7B, QWEN3_30B_A3B
 
-from placement import ModelConfigError, ModelSpec, catalogue
+from placement import ModelConfigError, ModelSpec
+from placement.models import catalogue
 
 QWEN2_5_0_5B: dict[str, Any] = {
     "architectures": ["Qwen2ForCausalLM"],

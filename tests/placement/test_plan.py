@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from planner_builders import DEEPSEEK_V3, LLAMA_70B, best, cluster, model, requests, slo
 
-from placement.hardware import Cluster
+from placement.clusters.hardware import Cluster
+from placement.clusters.machines import cluster_of
 from placement.layout import Layout
-from placement.machines import cluster_of
-from placement.plan import Plan, plan
+from placement.planning.plan import Plan, plan
 from placement.shape import Shape
 from placement.workload import Lengths, Slo, Workload
 
@@ -239,7 +239,7 @@ def test_the_package_exports_what_a_plan_needs() -> None:
     code = (
         "import sys\n"
         "from placement import Lengths, ModelSpec, Slo, Workload, cluster_of, plan\n"
-        "from placement.catalogue import config\n"
+        "from placement.models.catalogue import config\n"
         f"model = ModelSpec.from_hf_config(config({LLAMA_70B!r}), name='llama')\n"
         "lengths = Lengths(mean_tokens=1000)\n"
         "work = Workload(input_tokens=lengths, output_tokens=lengths, requests_per_s=2)\n"

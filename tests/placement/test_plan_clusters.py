@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 from planner_builders import best, model, requests, slo
 
-from placement.cluster_reading import read_cluster
-from placement.hardware import Cluster, ClusterError, Gpu, Node
-from placement.option import Option
-from placement.plan import plan
+from placement.clusters.cluster_reading import read_cluster
+from placement.clusters.hardware import Cluster, ClusterError, Gpu, Node
+from placement.planning.option import Option
+from placement.planning.plan import plan
 
 
 def mixed(h100_usd: float | None = None, a100_usd: float | None = None) -> Cluster:

@@ -3,8 +3,8 @@ import re
 import pytest
 from planner_builders import DEEPSEEK_V3, cluster, infeasible, model, requests, slo
 
-from placement.cluster_reading import read_cluster
-from placement.plan import plan
+from placement.clusters.cluster_reading import read_cluster
+from placement.planning.plan import plan
 from placement.shape import Shape
 
 

@@ -11,7 +11,7 @@ from cli_builders import Ran, no_network, ran, refused, strictly, written
 from planner_builders import DEEPSEEK_V3, LLAMA_70B
 
 from deployments.config import parse_config
-from placement.cluster_reading import read_cluster
+from placement.clusters.cluster_reading import read_cluster
 
 __all__ = ["no_network", "ran"]  # fixtures
 

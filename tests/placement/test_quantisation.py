@@ -3,8 +3,9 @@ from typing import Any
 import pytest
 from placement_builders import DEEPSEEK_V3, GPT_OSS_120B, LLAMA_8B, LLAMA_70B, MIXTRAL_8X7B, QWEN3_30B_A3B
 
-from placement import ModelSpec, catalogue
-from placement.precision import with_precision
+from placement import ModelSpec
+from placement.models import catalogue
+from placement.models.precision import with_precision
 
 AWQ = {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True}
 

@@ -15,15 +15,19 @@ import numpy as np
 import pytest
 from measured_data import measured
 
-from placement import ModelSpec, calibration, catalogue, constants, report_png
-from placement.machines import cluster_of
-from placement.prediction import Question
-from placement.report_html import page
-from placement.rows import read_rows
-from placement.scaling import Scaling, ScalingError, scale
-from placement.scaling_curve import WAYS
-from placement.scaling_report import KNOWN_ERROR, as_json, as_text, finding, telling
-from placement.terrain import regions
+from placement import ModelSpec
+from placement.calibration import fit as calibration
+from placement.calibration.rows import read_rows
+from placement.clusters.machines import cluster_of
+from placement.clusters.terrain import regions
+from placement.cost import constants
+from placement.cost.prediction import Question
+from placement.models import catalogue
+from placement.scaling import report_png
+from placement.scaling.curve import WAYS
+from placement.scaling.report import KNOWN_ERROR, as_json, as_text, finding, telling
+from placement.scaling.report_html import page
+from placement.scaling.scale import Scaling, ScalingError, scale
 from placement.workload import Lengths, Workload
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}

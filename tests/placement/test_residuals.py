@@ -7,9 +7,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from measured_rows import unmeasured
 
-from placement.constants import shipped as shipped_constants
-from placement.residuals import NOTHING_LEARNT, TARGETS, Points, Residuals, corrections, learn, read, shipped, write
-from placement.rows import Row, case_of, points_of
+from placement.calibration.rows import Row, case_of, points_of
+from placement.cost.constants import shipped as shipped_constants
+from placement.cost.residuals import (
+    NOTHING_LEARNT,
+    TARGETS,
+    Points,
+    Residuals,
+    corrections,
+    learn,
+    read,
+    shipped,
+    write,
+)
 
 SLOWER = np.log(1.4)
 

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from measured_data import measured
 from planner_builders import LLAMA_70B
 
-from placement.calibration import batch_of, predict
-from placement.constants import shipped
-from placement.rows import NEEDED, RowError, case_of, read_rows
+from placement.calibration.fit import batch_of, predict
+from placement.calibration.rows import NEEDED, RowError, case_of, read_rows
+from placement.cost.constants import shipped
 from placement.shape import Shape, ShapeError
 
 ROW = {

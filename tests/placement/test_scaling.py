@@ -8,14 +8,16 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from placement import ModelSpec, catalogue, constants, misfits
-from placement.machines import cluster_of
-from placement.prediction import Question, factors_for, predict, work_in
-from placement.scaling import Scaling, ScalingError, scale
-from placement.scaling_curve import Curve, Point, Way
-from placement.serving import Demand, prompt_alone_s
-from placement.terrain import Region, regions
-from placement.work import stack
+from placement import ModelSpec, misfits
+from placement.clusters.machines import cluster_of
+from placement.clusters.terrain import Region, regions
+from placement.cost import constants
+from placement.cost.prediction import Question, factors_for, predict, work_in
+from placement.cost.serving import Demand, prompt_alone_s
+from placement.cost.work import stack
+from placement.models import catalogue
+from placement.scaling.curve import Curve, Point, Way
+from placement.scaling.scale import Scaling, ScalingError, scale
 from placement.workload import Lengths, Workload
 
 LLAMA_70B = "meta-llama/Llama-3.1-70B-FP8"

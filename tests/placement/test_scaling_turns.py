@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from placement import Shape
-from placement.scaling_curve import Measure, Point
-from placement.scaling_turns import gain_per_gpu, turns, with_gains
+from placement.scaling.curve import Measure, Point
+from placement.scaling.turns import gain_per_gpu, turns, with_gains
 
 
 def point(gpus: int, decode_ms: float, **parts: float) -> Point:

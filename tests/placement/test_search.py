@@ -4,7 +4,18 @@ from typing import Any
 import pytest
 from placement_builders import DEEPSEEK_V3, GIB, LLAMA_8B, LLAMA_70B, MIXTRAL_8X7B, QWEN3_30B_A3B, cluster_of
 
-from placement import Choice, Cluster, Gpu, Infeasible, Layout, ModelSpec, Node, Shape, choose_shape, place
+from placement import (
+    Choice,
+    Cluster,
+    Gpu,
+    Infeasible,
+    Layout,
+    ModelSpec,
+    Node,
+    Shape,
+    choose_shape,
+    place,
+)
 
 L4 = Gpu(name="L4", memory_bytes=24 * GIB)
 

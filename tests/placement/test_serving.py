@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from planner_builders import DEEPSEEK_V3, LLAMA_70B, model, region, requests
 
-from placement.constants import shipped
-from placement.cost import Step, experts_touched, step
-from placement.prediction import Question, factors_for, work_in
-from placement.serving import Demand, Served, closed_loop, open_loop, prompt_alone_s, with_running
+from placement.cost.constants import shipped
+from placement.cost.prediction import Question, factors_for, work_in
+from placement.cost.serving import Demand, Served, closed_loop, open_loop, prompt_alone_s, with_running
+from placement.cost.step import Step, experts_touched, step
+from placement.cost.work import Array, Work, message_s, stack
 from placement.shape import Shape
-from placement.work import Array, Work, message_s, stack
 
 SHAPES = {LLAMA_70B: ("tp4", "tp8", "tp4pp2", "tp16"), DEEPSEEK_V3: ("tp8", "tp8ep8", "ep8dp8", "tp8ep16dp2")}
 CASES = [(name, shape) for name, shapes in SHAPES.items() for shape in shapes]

@@ -12,16 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from measured_data import measured
 
-from placement import catalogue
-from placement.constants import shipped
-from placement.cost import last_stage_s, lookup, overhead_s, step
-from placement.machines import cluster_of
-from placement.model import ModelSpec
-from placement.prediction import Question, factors_for, predict, work_in
-from placement.rows import case_of, read_rows
-from placement.serving import Demand, Served, open_loop
-from placement.shape import Shape
-from placement.simulation import (
+from placement.calibration.rows import case_of, read_rows
+from placement.clusters.machines import cluster_of
+from placement.clusters.terrain import Region, regions
+from placement.cost.constants import shipped
+from placement.cost.prediction import Question, factors_for, predict, work_in
+from placement.cost.serving import Demand, Served, open_loop
+from placement.cost.simulation import (
     Tails,
     answerable_per_s,
     lengths,
@@ -30,9 +27,12 @@ from placement.simulation import (
     simulate_clients,
     step_table,
 )
-from placement.simulation_replica import Replica, Requests, StepTable, table_of
-from placement.terrain import Region, regions
-from placement.work import Array, stack
+from placement.cost.simulation_replica import Replica, Requests, StepTable, table_of
+from placement.cost.step import last_stage_s, lookup, overhead_s, step
+from placement.cost.work import Array, stack
+from placement.models import catalogue
+from placement.models.model import ModelSpec
+from placement.shape import Shape
 from placement.workload import Lengths, Slo, Workload, WorkloadError
 
 # A pass takes 10 ms with decodes, and 1 ms more for each 100 prompt tokens, at most 16 writing.

@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 from collective_builders import machines_of
 
-from placement import catalogue
+from placement.clusters.hardware import GpuKind, Link, Links
 from placement.collectives import Group, Routing, moe_combine, moe_dispatch
-from placement.constants import Constants, read, shipped, write
-from placement.cost import Situation, Step, lookup, step
-from placement.hardware import GpuKind, Link, Links
-from placement.memory import kv_bytes_per_gpu
-from placement.model import ModelSpec
-from placement.precision import with_precision
+from placement.cost.constants import Constants, read, shipped, write
+from placement.cost.step import Situation, Step, lookup, step
+from placement.cost.work import Groups, Traffic, stack, work_of
+from placement.models import catalogue
+from placement.models.memory import kv_bytes_per_gpu
+from placement.models.model import ModelSpec
+from placement.models.precision import with_precision
 from placement.shape import Shape
-from placement.work import Groups, Traffic, stack, work_of
 
 GIB = 2**30
 ICI = Link(kind="nvlink4", bandwidth_bytes_per_s=45e9, latency_s=1e-6, source="TPU ICI; the kind is only a stand-in")

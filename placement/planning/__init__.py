@@ -1,0 +1,1 @@
+"""Which shape, how many replicas, where, and why not the others."""

@@ -1,0 +1,188 @@
+"""A plan for people (aligned text) and for programs (plain values for JSON)."""
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+from placement.cost.prediction import Load
+from placement.cost.simulation import at_percentile
+from placement.layout import Layout
+from placement.planning.option import Option, tail
+from placement.planning.plan import Plan
+from placement.workload import Slo
+
+_MS = 1e3
+_GIB = 1024**3
+_SHOWN_ISLANDS = 4
+
+
+def as_text(plan: Plan, *, most: int = 8) -> str:
+    """The two answers, the ranking with reasons, and where the numbers come from."""
+    return "\n".join([*_head(plan), *_answers(plan), *_ranking(plan, most), *_sources(plan)])
+
+
+def as_json(plan: Plan) -> dict[str, Any]:
+    """Everything in the plan; times in ms, memory in bytes."""
+    return {
+        "model": plan.question.model.name,
+        "engine": plan.question.engine,
+        "slo": {
+            "ttft_ms": None if plan.slo.ttft_s is None else plan.slo.ttft_s * _MS,
+            "tpot_ms": None if plan.slo.tpot_s is None else plan.slo.tpot_s * _MS,
+            "percentile": plan.slo.percentile,
+        },
+        "feasible": plan.infeasible is None,
+        "constraint": plan.infeasible.constraint if plan.infeasible else None,
+        "nearest": plan.infeasible.nearest if plan.infeasible else None,
+        "partition": _option(plan.partition, plan.slo) if plan.partition else None,
+        "closest": _option(plan.closest, plan.slo) if plan.closest else None,
+        "options": [_option(option, plan.slo) for option in plan.options],
+        "do_not_fit": [str(prediction.shape) for prediction in plan.predictions if not prediction.fits],
+        "sources": list(_source_lines(plan)),
+    }
+
+
+def _head(plan: Plan) -> list[str]:
+    workload, model = plan.question.workload, plan.question.model
+    tokens_in, tokens_out = workload.input_tokens.mean_tokens, workload.output_tokens.mean_tokens
+    asked = "what one replica can do"
+    if workload.requests_per_s is not None:
+        asked = f"{workload.requests_per_s:g} requests/s"
+    elif workload.concurrency is not None:
+        asked = f"{workload.concurrency:g} concurrent requests"
+    slo = [f"TTFT {plan.slo.ttft_s * _MS:g} ms"] if plan.slo.ttft_s else []
+    slo += [f"TPOT {plan.slo.tpot_s * _MS:g} ms"] if plan.slo.tpot_s else []
+    promise = f"{' and '.join(slo)} at p{plan.slo.percentile * 100:g}" if slo else "none"
+    return [
+        f"{model.name}: {model.parameters / 1e9:.1f}B parameters, {model.weight_bytes / _GIB:.0f} GiB of weights",
+        f"workload: {tokens_in:g} tokens in, {tokens_out:g} out, {asked}",
+        f"SLO: {promise}",
+        "",
+    ]
+
+
+def _answers(plan: Plan) -> list[str]:
+    best, smallest = plan.best, plan.partition
+    if best is None or smallest is None:
+        answer = plan.infeasible
+        return [f"No: {answer.constraint}.", f"Nearest: {answer.nearest}.", ""] if answer else []
+    return [
+        f"How to cut it:    {smallest.shape} is the smallest that meets the SLO ({smallest.shape.gpus} GPUs each).",
+        f"How many of them: {best.replicas} x {best.shape} = {best.gpus} GPUs{_money(best)}.",
+        *(_layout(number, layout) for number, layout in enumerate(best.layouts[:_SHOWN_ISLANDS], start=1)),
+        *([f"  ... and {best.replicas - _SHOWN_ISLANDS} more replicas"] if best.replicas > _SHOWN_ISLANDS else []),
+        "",
+    ]
+
+
+def _ranking(plan: Plan, most: int) -> Iterator[str]:
+    options = plan.options or ((plan.closest,) if plan.closest else ())
+    if not options:
+        return
+    header = ("shape", "replicas", "GPUs", "running", "TTFT ms", "TPOT ms", "req/s", "tok/s/GPU", "comm")
+    rows = [header, *(_row(option, plan.slo) for option in options[:most])]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
+    for number, row in enumerate(rows):
+        yield "  ".join(
+            cell.ljust(width) if column == 0 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        if number and options[number - 1].reason:
+            yield f"    {options[number - 1].reason}"
+    if len(options) > most:
+        yield f"  ... and {len(options) - most} more that meet the SLO"
+    yield ""
+
+
+def _row(option: Option, slo: Slo) -> tuple[str, ...]:
+    ttft_s, tpot_s = _times(option, slo)
+    return (
+        str(option.shape),
+        str(option.replicas),
+        str(option.gpus),
+        f"{option.load.running:.0f}",
+        f"{ttft_s * _MS:.0f}",
+        f"{tpot_s * _MS:.1f}",
+        f"{option.load.requests_per_s * option.replicas:.2f}",
+        f"{option.tokens_per_s_per_gpu:.0f}",
+        f"{option.load.communication_share:.0%}",
+    )
+
+
+def _times(option: Option, slo: Slo) -> tuple[float, float]:
+    """TTFT and TPOT at the percentile of the SLO: simulated at the asked rate where it was, else at full load."""
+    if option.tails is None:
+        return tail(option.load, slo.percentile)
+    return at_percentile(option.tails.ttft_s, slo.percentile), at_percentile(option.tails.tpot_s, slo.percentile)
+
+
+def _layout(number: int, layout: Layout) -> str:
+    nodes: dict[str, list[str]] = {}
+    for seat in layout.seats:
+        nodes.setdefault(f"{seat.node} ({seat.island})", []).append(str(seat.slot))
+    seats = "; ".join(f"{node} GPUs {_compact(slots)}" for node, slots in list(nodes.items())[:_SHOWN_ISLANDS])
+    return f"  replica {number}: {seats}{'; ...' if len(nodes) > _SHOWN_ISLANDS else ''}"
+
+
+def _compact(slots: list[str]) -> str:
+    return slots[0] if len(slots) == 1 else f"{slots[0]}-{slots[-1]}"
+
+
+def _money(option: Option) -> str:
+    return "" if option.usd_per_hour is None else f", {option.usd_per_hour:.2f} USD per hour at list price"
+
+
+def _sources(plan: Plan) -> list[str]:
+    return ["where the numbers come from:", *(f"  {line}" for line in _source_lines(plan))]
+
+
+def _source_lines(plan: Plan) -> Iterator[str]:
+    yield from dict.fromkeys(line for prediction in plan.predictions for line in prediction.sources)
+
+
+def _option(option: Option, slo: Slo) -> dict[str, Any]:
+    ttft_s, tpot_s = _times(option, slo)
+    memory, room = option.prediction.memory, option.prediction.room
+    return {
+        "shape": str(option.shape),
+        "gpu": option.prediction.region.kind.kind,
+        "replicas": option.replicas,
+        "gpus": option.gpus,
+        "usd_per_hour": option.usd_per_hour,
+        "meets_slo": option.meets_slo,
+        "ttft_ms": ttft_s * _MS,
+        "tpot_ms": tpot_s * _MS,
+        "requests_per_s": option.load.requests_per_s * option.replicas,
+        "output_tokens_per_s_per_gpu": option.tokens_per_s_per_gpu,
+        "running_requests": option.load.running,
+        "memory": {
+            "weights_bytes": memory.weights_bytes,
+            "activation_bytes": memory.activation_bytes,
+            "available_bytes": memory.available_bytes,
+            "kv_room_tokens": room.tokens * option.shape.dp,
+            "kv_room_requests": room.requests * option.shape.dp,
+        },
+        "step_ms": _step(option.load),
+        "queue_ms": option.load.queue_s * _MS,
+        "tails_ms": _tails(option),
+        "measured_factor": option.load.measured_factor,
+        "communication_share": option.load.communication_share,
+        "layouts": [
+            [{"rank": seat.rank, "island": seat.island, "node": seat.node, "slot": seat.slot} for seat in layout.seats]
+            for layout in option.layouts
+        ],
+        "reason": option.reason,
+    }
+
+
+def _tails(option: Option) -> dict[str, dict[str, float]] | None:
+    if option.tails is None:
+        return None
+    return {
+        name: {key.removesuffix("_s"): value * _MS for key, value in asdict(times).items()}
+        for name, times in (("ttft", option.tails.ttft_s), ("tpot", option.tails.tpot_s))
+    }
+
+
+def _step(load: Load) -> dict[str, float]:
+    return {name.removesuffix("_s"): seconds * _MS for name, seconds in load.parts_s.items()}

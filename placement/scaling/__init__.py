@@ -1,0 +1,1 @@
+"""What more GPUs bring to one replica, where that turns, and the reports that show it."""
