@@ -47,6 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _failed(error)
     except KeyboardInterrupt:
         print("archipelago: interrupted", file=sys.stderr)
+    except BrokenPipeError:
+        # `| head` has read enough; Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 1
 
 

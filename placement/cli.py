@@ -15,7 +15,7 @@ from typing import Any
 
 from placement.calibration import accuracy
 from placement.calibration import fit as calibration
-from placement.calibration.rows import case_of, points_of, read_rows
+from placement.calibration.rows import case_of, known_as, points_of, read_rows
 from placement.clusters.terrain import regions
 from placement.cost import constants, residuals
 from placement.given import (
@@ -186,7 +186,10 @@ def _scaling(arguments: argparse.Namespace, find_config: FindConfig) -> int:
 def _predict(arguments: argparse.Namespace) -> int:
     fitted, learnt = _constants(arguments.calibration), _residuals(arguments.calibration)
     rows = read_rows(read_csv(arguments.rows))
-    cases = [case_of(row, fitted) for row in rows]
+    cases = [case_of(row, fitted, or_similar=True) for row in rows]
+    for model_id in sorted({row.model_id for row in rows}):
+        if (known := known_as(model_id)) != model_id:
+            print(f"archipelago: {model_id} is not known; its rows are answered as if it were {known}", file=sys.stderr)
     formulas = calibration.predict(calibration.stacked(cases), fitted)
     points = points_of(cases)
     ttft_ms = formulas.ttft_ms * residuals.corrections(learnt, points, "ttft")

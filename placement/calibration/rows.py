@@ -85,9 +85,12 @@ def read_rows(rows: Iterable[Mapping[str, str]]) -> list[Row]:
     return [_row(number, row) for number, row in enumerate(rows, start=1)]
 
 
-def case_of(row: Row, constants: Constants) -> Case:
-    """Find the model and the GPU of a row. Raises `RowError` when either is not known."""
-    model = _model(row)
+def case_of(row: Row, constants: Constants, *, or_similar: bool = False) -> Case:
+    """Find the model and the GPU of a row, or the model with the most similar name if that is asked for.
+
+    Raises `RowError` when either is not known.
+    """
+    model = _model(row, or_similar=or_similar)
     kind = gpu_kind(row.gpu)
     if kind is None:
         raise RowError(f"row {row.id}: system is {row.gpu!r}; it must be a known kind of GPU, such as h100_sxm.")
@@ -158,19 +161,25 @@ def _kv_bytes(row: Row, model: ModelSpec) -> float:
     return 2.0 if keeps_default else 1.0
 
 
-def _model(row: Row) -> ModelSpec:
-    model = _catalogued(row.model_id)
-    if model is None:
+def _model(row: Row, *, or_similar: bool) -> ModelSpec:
+    known = known_as(row.model_id)
+    if known is None or (known != row.model_id and not or_similar):
         raise RowError(f"row {row.id}: model_path is {row.model_id!r}; it is not in the catalogue of known models.")
+    model = _catalogued(known)
     if not row.precision or model.mlp_math in _NATIVE.get(row.precision, ()):
         return model
     return model if model.mlp_math == "mxfp4" else with_precision(model, row.precision)
 
 
 @lru_cache(maxsize=256)
-def _catalogued(model_id: str) -> ModelSpec | None:
-    config = catalogue.config(model_id)
-    return None if config is None else ModelSpec.from_hf_config(config, name=model_id)
+def _catalogued(model_id: str) -> ModelSpec:
+    return ModelSpec.from_hf_config(catalogue.config(model_id) or {}, name=model_id)
+
+
+@lru_cache(maxsize=256)
+def known_as(model_id: str) -> str | None:
+    """The id itself where the catalogue has it, else that of the model with the most similar name, if any is."""
+    return model_id if catalogue.config(model_id) else catalogue.closest(model_id)
 
 
 def _row(number: int, row: Mapping[str, str]) -> Row:

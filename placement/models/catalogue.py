@@ -10,6 +10,7 @@ Chowdhery et al. 2022 and Pope et al. 2022 with the multi-query attention of 48 
 import json
 import re
 from collections.abc import Mapping
+from difflib import get_close_matches
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -55,6 +56,13 @@ def config(model_id: str) -> Mapping[str, Any] | None:
         fields["quantization_config"] = _quantisation(precision, fields)
         fields.pop("expert_dtype", None)
     return {name: value for name, value in fields.items() if value is not None}
+
+
+def closest(model_id: str) -> str | None:
+    """The entry whose name is most like `model_id`, None where none is."""
+    spellings = {_without_owner(name): name for name in _entries()}
+    found = get_close_matches(_without_owner(model_id), spellings, n=1, cutoff=0.6)
+    return spellings[found[0]] if found else None
 
 
 @cache

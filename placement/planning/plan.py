@@ -19,6 +19,7 @@ from placement.cost import residuals as learnt
 from placement.cost.prediction import Prediction, Question, predict
 from placement.layout import Infeasible, free_gpus, place_replicas
 from placement.models.model import ModelSpec
+from placement.models.precision import with_precision
 from placement.planning.assurance import assured, best_assured
 from placement.planning.candidates import shapes
 from placement.planning.option import Option, excess, meets, tail
@@ -27,6 +28,7 @@ from placement.planning.search import choose_shape
 from placement.workload import Slo, Workload
 
 _HEADROOM = 0.85  # of a replica's steady rate: arrivals come in bursts, and a queue at full load has no end
+_LIGHTER = ("fp8", "fp4")
 _NEARLY = 0.8  # a replica twice as large for a fifth more per GPU is harder to place, to move and to lose
 _SHOWN_LAYOUTS = 64  # replicas that are placed on concrete islands; more are counted only
 
@@ -90,7 +92,12 @@ def plan(
         utilisation=utilisation,
         longest_tokens=longest_tokens,
     )
-    slo = slo or Slo()
+    made = _answer(question, cluster, slo or Slo())
+    return made if made.infeasible is None else _with_lighter_weights(made, made.infeasible, cluster)
+
+
+def _answer(question: Question, cluster: Cluster, slo: Slo) -> Plan:
+    workload = question.workload
     found = _predictions(question, cluster)
     options = [option for prediction in found if prediction.fits for option in [_option(question, slo, prediction)]]
     good = [option for option in options if option.meets_slo]
@@ -119,6 +126,21 @@ def plan(
         infeasible=None,
         predictions=tuple(found),
     )
+
+
+def _with_lighter_weights(failed: Plan, answer: Infeasible, cluster: Cluster) -> Plan:
+    """`failed`, and the first lighter format of the weights with which there is a plan, where there is one."""
+    model = failed.question.model
+    supported = {math for region in regions(cluster) for math in region.kind.flops}
+    for precision in _LIGHTER:
+        lighter = with_precision(model, precision)
+        if precision not in supported or lighter.weight_bytes >= model.weight_bytes:
+            continue
+        made = _answer(replace(failed.question, model=lighter), cluster, failed.slo)
+        if made.best is not None:
+            served = f"weights in {precision}, which {made.best.replicas} x {made.best.shape} would serve"
+            return replace(failed, infeasible=replace(answer, nearest=f"{served}, or {answer.nearest}"))
+    return failed
 
 
 def _predictions(question: Question, cluster: Cluster) -> list[Prediction]:

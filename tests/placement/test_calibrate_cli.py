@@ -89,6 +89,15 @@ def test_a_wrong_row_is_refused(ran: Ran, tmp_path: Path, command: str, changes:
     assert not (tmp_path / "out.csv").exists()
 
 
+def test_a_row_of_a_model_with_a_similar_name_is_answered_and_said_so(ran: Ran, tmp_path: Path) -> None:
+    rows = [{**row, "model_path": "meta-llama/Llama-3.9-70B-Instruct"} for row in questions()]
+    code, _, errors = ran("predict", "--rows", table(tmp_path / "in.csv", rows), "--out", tmp_path / "out.csv")
+    assert code == 0
+    assert "meta-llama/Llama-3.9-70B-Instruct is not known; its rows are answered as if it were" in errors
+    assert "70B" in errors.partition("as if it were")[2]
+    assert list(predicted(tmp_path / "out.csv")) == [row["id"] for row in rows]
+
+
 def test_files_of_rows_that_cannot_be_used(ran: Ran, tmp_path: Path) -> None:
     out = ("--out", tmp_path / "out.csv")
     assert "cannot be read as CSV" in refused(ran("predict", "--rows", tmp_path / "none.csv", *out))

@@ -1,9 +1,10 @@
 import re
 
 import pytest
-from planner_builders import DEEPSEEK_V3, cluster, infeasible, model, requests, slo
+from planner_builders import DEEPSEEK_V3, best, cluster, infeasible, model, requests, slo
 
 from placement.clusters.cluster_reading import read_cluster
+from placement.models.precision import with_precision
 from placement.planning.plan import plan
 from placement.shape import Shape
 
@@ -88,3 +89,14 @@ def test_gpus_left_over_in_islands_do_not_count() -> None:
     more = re.search(r"at least (\d+) more GPUs", answer.nearest)
     assert more is not None
     assert int(more[1]) > 0
+
+
+def test_weights_in_a_lighter_format_are_offered_when_they_would_do() -> None:
+    """405B in 16 bits leaves two nodes no room for 2 requests/s; in 8 bits it is served with room to spare."""
+    asked = (cluster("2x dgx-h100"), requests(requests_per_s=2), slo(None, 50))
+    found = plan(model("meta-llama/Llama-3.1-405B"), *asked)
+    assert found.infeasible is not None
+    offered = re.match(r"weights in fp8, which (\d+) x (\S+) would serve, or ", found.infeasible.nearest)
+    assert offered
+    served = best(plan(with_precision(model("meta-llama/Llama-3.1-405B"), "fp8"), *asked))
+    assert (str(served.replicas), str(served.shape)) == offered.groups()
