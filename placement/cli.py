@@ -90,6 +90,9 @@ def _add_question(command: argparse.ArgumentParser) -> None:
     command.add_argument("--cluster", required=True, metavar="C", help="'4x dgx-h100', or a YAML or JSON file")
     command.add_argument("--input", metavar="N", default="1024", help="mean tokens of a prompt (default 1024)")
     command.add_argument("--output", metavar="N", default="256", help="mean tokens of an answer (default 256)")
+    command.add_argument(
+        "--spread", metavar="S", type=float, default=0, help="standard deviation of both over their mean"
+    )
     command.add_argument("--prefix-hits", metavar="S", default="0%", help="share of prompt tokens found in cache")
     command.add_argument("--precision", choices=sorted(PRECISIONS), help="serve the weights in this format")
     command.add_argument("--kv-cache", choices=sorted(KV_BYTES), default="auto", help="format of the KV cache")

@@ -90,8 +90,8 @@ def workload(arguments: argparse.Namespace) -> Workload:
     """Lengths, rate or clients, and prefix hits."""
     rate = getattr(arguments, "rate", None)
     return Workload(
-        input_tokens=Lengths(mean_tokens=tokens(arguments.input, field="--input")),
-        output_tokens=Lengths(mean_tokens=tokens(arguments.output, field="--output")),
+        input_tokens=Lengths(mean_tokens=tokens(arguments.input, field="--input"), spread=arguments.spread),
+        output_tokens=Lengths(mean_tokens=tokens(arguments.output, field="--output"), spread=arguments.spread),
         requests_per_s=None if rate is None else rate_per_s(rate, field="--rate"),
         concurrency=getattr(arguments, "concurrency", None),
         prefix_hit_rate=fraction(arguments.prefix_hits, field="--prefix-hits"),

@@ -1,6 +1,6 @@
 """A plan for people (aligned text) and for programs (plain values for JSON)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -91,7 +91,18 @@ def _ranking(plan: Plan, most: int) -> Iterator[str]:
             yield f"    {options[number - 1].reason}"
     if len(options) > most:
         yield f"  ... and {len(options) - most} more that meet the SLO"
+    yield from _legend(plan.slo, options[:most])
     yield ""
+
+
+def _legend(slo: Slo, shown: Sequence[Option]) -> Iterator[str]:
+    percentile = f"p{slo.percentile * 100:g}"
+    simulated = sum(option.tails is not None for option in shown)
+    if simulated:
+        yield f"TTFT and TPOT are {percentile}; of the first {simulated} at the asked rate, simulated request by request,"
+        yield "of the others at full load. running, req/s and the sentences: the most that keeps the SLO, and means."
+    else:
+        yield f"TTFT and TPOT are {percentile} at full load. running, req/s and the sentences: the most that keeps the SLO."
 
 
 def _row(option: Option, slo: Slo) -> tuple[str, ...]:

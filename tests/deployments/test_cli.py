@@ -25,6 +25,7 @@ QUESTION = [
     "--cluster",
     "--input",
     "--output",
+    "--spread",
     "--prefix-hits",
     "--precision",
     "--kv-cache",

@@ -33,7 +33,7 @@ def nobody(name: str) -> None:
 
 
 def asked(**changes: Any) -> argparse.Namespace:
-    usual = {"input": "1024", "output": "256", "rate": None, "concurrency": None, "prefix_hits": "0%"}
+    usual = {"input": "1024", "output": "256", "rate": None, "concurrency": None, "spread": 0.0, "prefix_hits": "0%"}
     return argparse.Namespace(**usual | {"ttft": None, "tpot": None, "percentile": "p90"} | changes)
 
 
