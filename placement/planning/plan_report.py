@@ -96,13 +96,10 @@ def _ranking(plan: Plan, most: int) -> Iterator[str]:
 
 
 def _legend(slo: Slo, shown: Sequence[Option]) -> Iterator[str]:
-    percentile = f"p{slo.percentile * 100:g}"
     simulated = sum(option.tails is not None for option in shown)
-    if simulated:
-        yield f"TTFT and TPOT are {percentile}; of the first {simulated} at the asked rate, simulated request by request,"
-        yield "of the others at full load. running, req/s and the sentences: the most that keeps the SLO, and means."
-    else:
-        yield f"TTFT and TPOT are {percentile} at full load. running, req/s and the sentences: the most that keeps the SLO."
+    at_rate = f"; for {simulated} of these at the asked rate, simulated request by request" if simulated else ""
+    yield f"TTFT and TPOT: p{slo.percentile * 100:g} at full load{at_rate}."
+    yield "running, req/s and the sentences: the most that keeps the SLO, and means."
 
 
 def _row(option: Option, slo: Slo) -> tuple[str, ...]:
