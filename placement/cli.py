@@ -13,20 +13,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from placement.calibration import accuracy
+from placement.calibration import accuracy, links
 from placement.calibration import fit as calibration
 from placement.calibration.rows import case_of, known_as, points_of, read_rows
-from placement.clusters.terrain import regions
+from placement.clusters.terrain import AS_BUILT, regions
+from placement.collectives import Calibration
+from placement.collectives.fitting import fit_links
 from placement.cost import constants, residuals
 from placement.given import (
     ERRORS,
     KV_BYTES,
     FindConfig,
     InputError,
+    calibrated,
     cluster,
     model,
     read_csv,
-    read_json,
     slo,
     workload,
 )
@@ -75,11 +77,14 @@ def add_commands(commands: Any, find_config: FindConfig) -> None:
 
     calibrator = commands.add_parser("calibrate", help="fit the constants to your own measured serving points")
     calibrator.add_argument("rows", metavar="ROWS.csv", type=Path, help="columns as `predict`, and the measured times")
-    calibrator.add_argument("--out", metavar="DIR", type=Path, help="write constants.json and residuals.json here")
+    calibrator.add_argument("--out", metavar="DIR", type=Path, help="write what was fitted here")
     calibrator.add_argument(
         "--by", choices=("group", "curve"), default="curve", help="what a fold leaves out (default: curve)"
     )
     calibrator.add_argument("--from-scratch", action="store_true", help="start at the priors, not at what was fitted")
+    calibrator.add_argument(
+        "--collectives", metavar="C", help="the CSV has nccl-tests of this cluster: fit its links (op, size_bytes, ...)"
+    )
     calibrator.add_argument("--folds", metavar="N", type=int, default=5, help="folds of the check (default 5; 0: none)")
     _add_common(calibrator)
     calibrator.set_defaults(run=_guarded(_calibrate))
@@ -128,6 +133,7 @@ def _plan(arguments: argparse.Namespace, find_config: FindConfig) -> int:
         kv_bytes_per_element=KV_BYTES[arguments.kv_cache],
         constants=_constants(arguments.calibration),
         residuals=_residuals(arguments.calibration),
+        links=_links(arguments.calibration),
     )
     sentences = _explained(made, arguments)
     if arguments.json:
@@ -161,6 +167,7 @@ def _scaling(arguments: argparse.Namespace, find_config: FindConfig) -> int:
         workload=workload(arguments),
         constants=_constants(arguments.calibration),
         residuals=_residuals(arguments.calibration),
+        links=_links(arguments.calibration),
         engine=arguments.engine,
         kv_bytes_per_element=KV_BYTES[arguments.kv_cache],
     )
@@ -210,7 +217,25 @@ def _predict(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _calibrate_links(arguments: argparse.Namespace) -> int:
+    points = links.read_points(read_csv(arguments.rows), regions(cluster(arguments.collectives))[0])
+    found = fit_links(points, start=_links(arguments.calibration))
+    checks = {"points": len(points), "error_before": found.error_before, "error_after": found.error_after}
+    factors = links.as_document(found.calibration)
+    if arguments.json:
+        print(json.dumps(checks | factors, indent=2))
+    else:
+        print(f"{len(points)} points: mean error {found.error_before:.1%} before, {found.error_after:.1%} after")
+        for level, each in factors.items():
+            print(f"  {level:<8} latency x {each['latency']:.2f}, bandwidth x {each['bandwidth']:.2f}")
+    if arguments.out:
+        _write(arguments.out / "links.json", json.dumps(factors, indent=1) + "\n")
+    return 0
+
+
 def _calibrate(arguments: argparse.Namespace) -> int:
+    if arguments.collectives:
+        return _calibrate_links(arguments)
     start = _constants(arguments.calibration)
     if arguments.from_scratch:
         start = constants.priors(start)
@@ -243,18 +268,25 @@ def _calibrate(arguments: argparse.Namespace) -> int:
 
 
 def _constants(directory: Path | None) -> constants.Constants:
-    return constants.shipped() if directory is None else constants.read(read_json(directory / "constants.json"))
+    document = calibrated(directory, "constants.json")
+    return constants.shipped() if document is None else constants.read(document)
+
+
+def _links(directory: Path | None) -> Calibration:
+    document = calibrated(directory, "links.json")
+    return AS_BUILT if document is None else links.read(document)
 
 
 def _residuals(directory: Path | None) -> residuals.Residuals:
-    if directory is None:
+    document = calibrated(directory, "residuals.json")
+    if document is None:
         return residuals.shipped()
-    path = directory / "residuals.json"
-    document = read_json(path)
     try:
         return residuals.read(document)
     except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise InputError(f"{path} is not what `archipelago calibrate` writes; give its file unchanged.") from error
+        raise InputError(
+            f"{directory}/residuals.json is not what `archipelago calibrate` writes; give its file unchanged."
+        ) from error
 
 
 def _write(path: Path, text: str) -> None:

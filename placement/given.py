@@ -24,6 +24,7 @@ from placement.shape import ShapeError
 from placement.workload import Lengths, Slo, Workload, WorkloadError
 
 FindConfig = Callable[[str], Mapping[str, Any] | None]
+_CALIBRATED = ("constants.json", "residuals.json", "links.json")
 KV_BYTES = {"auto": 2.0, "bf16": 2.0, "fp16": 2.0, "fp8": 1.0}
 
 
@@ -106,6 +107,16 @@ def slo(arguments: argparse.Namespace) -> Slo:
         tpot_s=None if arguments.tpot is None else seconds(arguments.tpot, field="--tpot", unit="ms"),
         percentile=round(fraction(f"{text}%", field="--percentile"), 9),  # 99.9 / 100 is above 0.999
     )
+
+
+def calibrated(directory: Path | None, name: str) -> dict[str, Any] | None:
+    """The file `name` of what `archipelago calibrate --out` wrote, None where it wrote only others."""
+    if directory is None:
+        return None
+    if not any((directory / written).exists() for written in _CALIBRATED):
+        raise InputError(f"--calibration: {directory} has none of {', '.join(_CALIBRATED)}; give what calibrate wrote.")
+    path = directory / name
+    return read_json(path) if path.exists() else None
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 
 from placement.clusters.hardware import Cluster, ClusterError, Gpu, GpuKind, Links, Node
 from placement.clusters.machines import default_links, gpu_kinds, spec_of
-from placement.collectives import Group
+from placement.collectives import Calibration, Group
 from placement.cost.work import Groups
 from placement.shape import Shape
+
+AS_BUILT = Calibration()  # no factors: what the links' datasheets and public timings say
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,20 +62,31 @@ def regions(cluster: Cluster) -> tuple[Region, ...]:
     return tuple(sorted(found, key=lambda region: (-region.gpus, region.gpu.name)))
 
 
-def groups(shape: Shape, region: Region) -> Groups:
+def groups(shape: Shape, region: Region, calibration: Calibration = AS_BUILT) -> Groups:
     """Who talks to whom when ranks fill islands in order, tensor-parallel groups first."""
 
     def group(ranks: int, span_gpus: int) -> Group:
-        domain = max(region.island_gpus, region.machine_gpus)
-        machines = min(ranks, math.ceil(span_gpus / domain))
-        islands = max(machines, min(ranks, math.ceil(span_gpus / region.island_gpus)))
-        return Group(ranks=ranks, islands=islands, machines=machines, links=region.links, gpu=region.kind.kind)
+        return filled_group(ranks, span_gpus, region, calibration)
 
     rank_gpus = shape.tp * shape.pp
     return Groups(
         tensor=group(shape.tp, shape.tp),
         experts=group(shape.tp * shape.dp, rank_gpus * shape.dp if shape.dp > 1 else shape.tp),
         boundaries=tuple(_boundaries(shape, region, group(2, 1), group(2, min(rank_gpus, 2 * region.island_gpus)))),
+    )
+
+
+def filled_group(ranks: int, span_gpus: int, region: Region, calibration: Calibration = AS_BUILT) -> Group:
+    """`ranks` GPUs spread over `span_gpus` that fill the islands of `region` in order."""
+    domain = max(region.island_gpus, region.machine_gpus)
+    machines = min(ranks, math.ceil(span_gpus / domain))
+    return Group(
+        ranks=ranks,
+        islands=max(machines, min(ranks, math.ceil(span_gpus / region.island_gpus))),
+        machines=machines,
+        links=region.links,
+        gpu=region.kind.kind,
+        calibration=calibration,
     )
 
 

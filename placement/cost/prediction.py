@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from placement.clusters.terrain import Region, groups
-from placement.collectives import Engine
+from placement.clusters.terrain import AS_BUILT, Region, groups
+from placement.collectives import Calibration, Engine
 from placement.cost.constants import Constants
 from placement.cost.residuals import NOTHING_LEARNT, Residuals, Spot, corrections, points_at
 from placement.cost.serving import Demand, Served, with_running
@@ -78,7 +78,8 @@ class Prediction:
 class Question:
     """Everything a prediction depends on beside shape and region.
 
-    `longest_tokens` is the longest request that must find room, 0 for one of mean lengths.
+    `links` are the factors of the cluster's own links, where they were measured. `longest_tokens` is the longest
+    request that must find room, 0 for one of mean lengths.
     """
 
     model: ModelSpec
@@ -88,6 +89,7 @@ class Question:
     kv_bytes_per_element: float = 2.0
     utilisation: float = 0.9
     residuals: Residuals = NOTHING_LEARNT
+    links: Calibration = AS_BUILT
     longest_tokens: int = 0
 
     @property
@@ -124,7 +126,7 @@ def work_in(question: Question, shape: Shape, region: Region) -> Work:
         question.model,
         shape,
         region.kind,
-        groups(shape, region),
+        groups(shape, region, question.links),
         question.traffic,
         engine=question.engine,
         constants=question.constants,

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from placement.clusters.hardware import Cluster
-from placement.clusters.terrain import Region, regions
-from placement.collectives import Engine
+from placement.clusters.terrain import AS_BUILT, Region, regions
+from placement.collectives import Calibration, Engine
 from placement.cost import constants as fitted
 from placement.cost import residuals as learnt
 from placement.cost.prediction import Prediction, Question, predict
@@ -75,6 +75,7 @@ def plan(
     kv_bytes_per_element: float = 2.0,
     utilisation: float = 0.9,
     longest_tokens: int = 0,
+    links: Calibration = AS_BUILT,
     constants: fitted.Constants | None = None,
     residuals: learnt.Residuals | None = None,
 ) -> Plan:
@@ -90,6 +91,7 @@ def plan(
         engine=engine,
         kv_bytes_per_element=kv_bytes_per_element,
         utilisation=utilisation,
+        links=links,
         longest_tokens=longest_tokens,
     )
     made = _answer(question, cluster, slo or Slo())

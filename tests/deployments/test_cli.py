@@ -41,7 +41,7 @@ COMMANDS = {
     "plan": [*QUESTION, "--rate", "--concurrency", "--ttft", "--tpot", "--percentile", "--explain", "--emit", "--top"],
     "scaling": [*QUESTION, "--max-gpus", "--running", "--threshold", "--html", "--png"],
     "predict": ["--rows", "--out", "--calibration", "--json"],
-    "calibrate": ["ROWS", "--out", "--by", "--from-scratch", "--folds", "--calibration", "--json"],
+    "calibrate": ["ROWS", "--out", "--by", "--from-scratch", "--collectives", "--folds", "--calibration", "--json"],
 }
 
 

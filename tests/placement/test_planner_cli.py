@@ -190,7 +190,7 @@ def test_a_cluster_file_that_cannot_be(ran: Ran, tmp_path: Path, command: str, n
         (("--cluster", "/nowhere/c.yaml"), "--cluster: /nowhere/c.yaml cannot be read: "),
         (("--explain", "banana"), "'banana'"),
         (("--top", "0"), "--top: 0 is not accepted; give a number of options of at least 1."),
-        (("--calibration", "/nowhere"), "/nowhere/constants.json cannot be read as JSON"),
+        (("--calibration", "/nowhere"), "--calibration: /nowhere has none of constants.json"),
         (("--emit", "/dev/null/serve.yaml"), "/dev/null/serve.yaml cannot be written: "),
     ],
 )
