@@ -11,13 +11,13 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from placement.calibration import accuracy, links
 from placement.calibration import fit as calibration
 from placement.calibration.rows import case_of, known_as, points_of, read_rows
-from placement.clusters.terrain import AS_BUILT, regions
-from placement.collectives import Calibration
+from placement.clusters.terrain import regions
+from placement.collectives import ExpertBackend
 from placement.collectives.fitting import fit_links
 from placement.cost import constants, residuals
 from placement.given import (
@@ -25,10 +25,12 @@ from placement.given import (
     KV_BYTES,
     FindConfig,
     InputError,
-    calibrated,
     cluster,
+    constants_in,
+    links_in,
     model,
     read_csv,
+    residuals_in,
     slo,
     workload,
 )
@@ -102,6 +104,9 @@ def _add_question(command: argparse.ArgumentParser) -> None:
     command.add_argument("--precision", choices=sorted(PRECISIONS), help="serve the weights in this format")
     command.add_argument("--kv-cache", choices=sorted(KV_BYTES), default="auto", help="format of the KV cache")
     command.add_argument("--engine", choices=("vllm", "sglang", "trtllm"), default="vllm", help="(default vllm)")
+    command.add_argument(
+        "--all2all", choices=get_args(ExpertBackend), default=get_args(ExpertBackend)[0], help="exchange of experts"
+    )
     _add_common(command)
 
 
@@ -130,10 +135,11 @@ def _plan(arguments: argparse.Namespace, find_config: FindConfig) -> int:
         workload(arguments),
         slo(arguments),
         engine=arguments.engine,
+        exchange=arguments.all2all,
         kv_bytes_per_element=KV_BYTES[arguments.kv_cache],
-        constants=_constants(arguments.calibration),
-        residuals=_residuals(arguments.calibration),
-        links=_links(arguments.calibration),
+        constants=constants_in(arguments.calibration),
+        residuals=residuals_in(arguments.calibration),
+        links=links_in(arguments.calibration),
     )
     sentences = _explained(made, arguments)
     if arguments.json:
@@ -165,10 +171,11 @@ def _scaling(arguments: argparse.Namespace, find_config: FindConfig) -> int:
     question = Question(
         model=model(arguments.model, arguments.precision, find_config),
         workload=workload(arguments),
-        constants=_constants(arguments.calibration),
-        residuals=_residuals(arguments.calibration),
-        links=_links(arguments.calibration),
+        constants=constants_in(arguments.calibration),
+        residuals=residuals_in(arguments.calibration),
+        links=links_in(arguments.calibration),
         engine=arguments.engine,
+        exchange=arguments.all2all,
         kv_bytes_per_element=KV_BYTES[arguments.kv_cache],
     )
     found = scale(
@@ -194,7 +201,7 @@ def _scaling(arguments: argparse.Namespace, find_config: FindConfig) -> int:
 
 
 def _predict(arguments: argparse.Namespace) -> int:
-    fitted, learnt = _constants(arguments.calibration), _residuals(arguments.calibration)
+    fitted, learnt = constants_in(arguments.calibration), residuals_in(arguments.calibration)
     rows = read_rows(read_csv(arguments.rows))
     cases = [case_of(row, fitted, or_similar=True) for row in rows]
     for model_id in sorted({row.model_id for row in rows}):
@@ -219,7 +226,7 @@ def _predict(arguments: argparse.Namespace) -> int:
 
 def _calibrate_links(arguments: argparse.Namespace) -> int:
     points = links.read_points(read_csv(arguments.rows), regions(cluster(arguments.collectives))[0])
-    found = fit_links(points, start=_links(arguments.calibration))
+    found = fit_links(points, start=links_in(arguments.calibration))
     checks = {"points": len(points), "error_before": found.error_before, "error_after": found.error_after}
     factors = links.as_document(found.calibration)
     if arguments.json:
@@ -236,7 +243,7 @@ def _calibrate_links(arguments: argparse.Namespace) -> int:
 def _calibrate(arguments: argparse.Namespace) -> int:
     if arguments.collectives:
         return _calibrate_links(arguments)
-    start = _constants(arguments.calibration)
+    start = constants_in(arguments.calibration)
     if arguments.from_scratch:
         start = constants.priors(start)
     rows = read_rows(read_csv(arguments.rows))
@@ -265,28 +272,6 @@ def _calibrate(arguments: argparse.Namespace) -> int:
         _write(arguments.out / "constants.json", json.dumps(constants.write(fitted), indent=1) + "\n")
         _write(arguments.out / "residuals.json", residuals.write(learnt))
     return 0
-
-
-def _constants(directory: Path | None) -> constants.Constants:
-    document = calibrated(directory, "constants.json")
-    return constants.shipped() if document is None else constants.read(document)
-
-
-def _links(directory: Path | None) -> Calibration:
-    document = calibrated(directory, "links.json")
-    return AS_BUILT if document is None else links.read(document)
-
-
-def _residuals(directory: Path | None) -> residuals.Residuals:
-    document = calibrated(directory, "residuals.json")
-    if document is None:
-        return residuals.shipped()
-    try:
-        return residuals.read(document)
-    except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise InputError(
-            f"{directory}/residuals.json is not what `archipelago calibrate` writes; give its file unchanged."
-        ) from error
 
 
 def _write(path: Path, text: str) -> None:

@@ -9,11 +9,14 @@ from typing import Any
 
 import yaml
 
+from placement.calibration import links
 from placement.calibration.accuracy import AccuracyError
 from placement.calibration.rows import RowError
 from placement.clusters.cluster_reading import read_cluster
 from placement.clusters.hardware import Cluster, ClusterError
-from placement.collectives import CollectiveError
+from placement.clusters.terrain import AS_BUILT
+from placement.collectives import Calibration, CollectiveError
+from placement.cost import constants, residuals
 from placement.cost.constants import ConstantsError
 from placement.models import catalogue
 from placement.models.model import ModelConfigError, ModelSpec
@@ -109,14 +112,29 @@ def slo(arguments: argparse.Namespace) -> Slo:
     )
 
 
-def calibrated(directory: Path | None, name: str) -> dict[str, Any] | None:
-    """The file `name` of what `archipelago calibrate --out` wrote, None where it wrote only others."""
-    if directory is None:
-        return None
-    if not any((directory / written).exists() for written in _CALIBRATED):
-        raise InputError(f"--calibration: {directory} has none of {', '.join(_CALIBRATED)}; give what calibrate wrote.")
-    path = directory / name
-    return read_json(path) if path.exists() else None
+def constants_in(directory: Path | None) -> constants.Constants:
+    """The fitted constants in a directory that `calibrate --out` wrote, else those shipped."""
+    document = _calibrated(directory, "constants.json")
+    return constants.shipped() if document is None else constants.read(document)
+
+
+def links_in(directory: Path | None) -> Calibration:
+    """The factors of the cluster's own links in such a directory, else none."""
+    document = _calibrated(directory, "links.json")
+    return AS_BUILT if document is None else links.read(document)
+
+
+def residuals_in(directory: Path | None) -> residuals.Residuals:
+    """The corrections in such a directory, else those shipped."""
+    document = _calibrated(directory, "residuals.json")
+    if document is None:
+        return residuals.shipped()
+    try:
+        return residuals.read(document)
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{directory}/residuals.json is not what `archipelago calibrate` writes; give its file unchanged."
+        ) from error
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
@@ -140,3 +158,13 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise InputError(f"{path} holds {type(document).__name__}, not a JSON object.")
     return document
+
+
+def _calibrated(directory: Path | None, name: str) -> dict[str, Any] | None:
+    """The file `name` of what `archipelago calibrate --out` wrote, None where it wrote only others."""
+    if directory is None:
+        return None
+    if not any((directory / written).exists() for written in _CALIBRATED):
+        raise InputError(f"--calibration: {directory} has none of {', '.join(_CALIBRATED)}; give what calibrate wrote.")
+    path = directory / name
+    return read_json(path) if path.exists() else None

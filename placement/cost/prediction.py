@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from placement.clusters.terrain import AS_BUILT, Region, groups
-from placement.collectives import Calibration, Engine
+from placement.collectives import Calibration, Engine, ExpertBackend
 from placement.cost.constants import Constants
 from placement.cost.residuals import NOTHING_LEARNT, Residuals, Spot, corrections, points_at
 from placement.cost.serving import Demand, Served, with_running
@@ -86,6 +86,7 @@ class Question:
     workload: Workload
     constants: Constants
     engine: Engine = "vllm"
+    exchange: ExpertBackend = "allgather_reducescatter"
     kv_bytes_per_element: float = 2.0
     utilisation: float = 0.9
     residuals: Residuals = NOTHING_LEARNT
@@ -129,6 +130,7 @@ def work_in(question: Question, shape: Shape, region: Region) -> Work:
         groups(shape, region, question.links),
         question.traffic,
         engine=question.engine,
+        exchange=question.exchange,
         constants=question.constants,
     )
 

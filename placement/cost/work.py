@@ -14,7 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from placement.clusters.hardware import GpuKind
-from placement.collectives import Engine, Group, all_gather, all_reduce, reduce_scatter, send_recv
+from placement.collectives import (
+    Engine,
+    ExpertBackend,
+    Group,
+    Routing,
+    all_reduce,
+    moe_combine,
+    moe_dispatch,
+    send_recv,
+)
 from placement.cost.constants import Constants
 from placement.models.matrices import Matrices
 from placement.models.model import ModelSpec
@@ -29,7 +38,7 @@ _SIZES = 21
 _ACTIVATION_BYTES = 2  # 16-bit
 # Tokens are quantised before they are gathered, so that they travel in the experts' format, 4 bits with a scale for
 # each 16 (vLLM 0.32, vllm/model_executor/layers/fused_moe/prepare_finalize/naive_dp_ep.py:37 and 136).
-_GATHERED_SHARE = {"fp8": 0.5, "fp4": 0.28}
+_DISPATCHED_SHARE = {"fp8": 0.5, "fp4": 0.28}
 _PIPELINE_TENSORS = 2  # vLLM sends hidden states and residual (vllm/sequence.py IntermediateTensors)
 _SHARPEST = 4.0  # of a corner between two roofs; beyond it a fit only followed noise
 _GEMMS = {"attention": 2, "linear": 2, "dense": 2, "shared": 2}  # in, and out of the block
@@ -112,9 +121,13 @@ def work_of(
     traffic: Traffic,
     *,
     engine: Engine = "vllm",
+    exchange: ExpertBackend = "allgather_reducescatter",
     constants: Constants,
 ) -> Work:
-    """The work of `shape` for requests like `traffic`, each field one number."""
+    """The work of `shape` for requests like `traffic`, each field one number.
+
+    `exchange` is how tokens get to their experts and back with data-parallel attention.
+    """
     attention = _of_kind(model, shape, "attention", "linear")
     mlp = _of_kind(model, shape, "dense", "shared", "router")
     attention_math = arithmetic(model.attention_math or model.mlp_math, gpu)
@@ -153,7 +166,13 @@ def work_of(
         prefill_attention_flops=model.attention_flops(prompt, 0) / shape.tp / max(1, prompt),
         token_bytes=model.hidden_size * _ACTIVATION_BYTES,
         all_reduce_s=_all_reduces(groups.tensor, engine),
-        exchange_s=_exchanges(groups.experts, engine, _gathered_share(expert_math, engine))
+        exchange_s=_exchanges(
+            groups.experts,
+            engine,
+            Routing(hidden_size=model.hidden_size, top_k=max(1, model.experts_per_token)),
+            exchange,
+            _ACTIVATION_BYTES * _dispatched_share(expert_math, engine),
+        )
         if shape.dp > 1
         else np.zeros(_SIZES),
         send_s=np.sum(
@@ -207,9 +226,9 @@ class _Curves(NamedTuple):
         )
 
 
-def _gathered_share(math: str, engine: Engine) -> float:
-    """Bytes of a gathered token against 16 bits; SGLang gathers 16 bits."""
-    return 1.0 if engine == "sglang" else _GATHERED_SHARE.get(math, 1.0)
+def _dispatched_share(math: str, engine: Engine) -> float:
+    """Bytes of a token on its way to the experts against 16 bits; SGLang gathers 16 bits."""
+    return 1.0 if engine == "sglang" else _DISPATCHED_SHARE.get(math, 1.0)
 
 
 def _reductions(model: ModelSpec) -> int:
@@ -256,14 +275,20 @@ def _all_reduces(group: Group, engine: Engine) -> Array:
 
 
 @lru_cache(maxsize=4096)
-def _exchanges(group: Group, engine: Engine, gathered: float) -> Array:
-    """vLLM's default for data-parallel attention: gather all tokens, compute, scatter the sums (AgRs)."""
-    return np.array(
-        [
-            all_gather(gathered * size, group, engine).time_s + reduce_scatter(size, group, engine).time_s
-            for size in _sizes()
-        ]
-    )
+def _exchanges(group: Group, engine: Engine, routing: Routing, backend: ExpertBackend, sent_bytes: float) -> Array:
+    """Dispatch and combine of all tokens in the step, by the bytes that these have in 16 bits.
+
+    Outside an island the one-sided kernels do not reach, and the engine's default stands in.
+    """
+    if backend == "one_sided" and group.span != "island":
+        backend = "allgather_reducescatter"
+    times = []
+    for size in _sizes():
+        tokens = size / (routing.hidden_size * _ACTIVATION_BYTES * group.ranks)
+        there = moe_dispatch(tokens, group, routing, backend=backend, bytes_per_element=sent_bytes, engine=engine)
+        back = moe_combine(tokens, group, routing, backend=backend, engine=engine)
+        times.append(there.time_s + back.time_s)
+    return np.array(times)
 
 
 @lru_cache(maxsize=4096)

@@ -5,6 +5,12 @@ import json
 from placement.planning.plan import Plan
 
 _FP8_BYTES = 1.0
+# What vLLM calls them (vllm/config/parallel.py All2AllBackend); its default needs no word, and NCCL's it does not have.
+_VLLM_BACKENDS = {
+    "deepep_low_latency": "deepep_low_latency",
+    "deepep_high_throughput": "deepep_high_throughput",
+    "one_sided": "flashinfer_nvlink_one_sided",
+}
 
 
 def served_configuration(plan: Plan, source: str, *, precision: str | None = None) -> str:
@@ -37,6 +43,9 @@ def served_configuration(plan: Plan, source: str, *, precision: str | None = Non
         lines.append("      quantization: fp8")
     elif precision:
         lines.insert(1, f"# vLLM cannot make {precision} of other weights: source must be a checkpoint in {precision}.")
+    backend = _VLLM_BACKENDS.get(plan.question.exchange)
+    if backend and best.shape.dp > 1:
+        lines.append(f"      all2all_backend: {backend}")
     if plan.question.kv_bytes_per_element == _FP8_BYTES:
         lines.append("      kv_cache_dtype: fp8")
     lines += ["", "cluster:", "  kind: ray", "  address: auto", ""]

@@ -13,7 +13,7 @@ from functools import partial
 
 from placement.clusters.hardware import Cluster
 from placement.clusters.terrain import AS_BUILT, Region, regions
-from placement.collectives import Calibration, Engine
+from placement.collectives import Calibration, Engine, ExpertBackend
 from placement.cost import constants as fitted
 from placement.cost import residuals as learnt
 from placement.cost.prediction import Prediction, Question, predict
@@ -72,6 +72,7 @@ def plan(
     slo: Slo | None = None,
     *,
     engine: Engine = "vllm",
+    exchange: ExpertBackend = "allgather_reducescatter",
     kv_bytes_per_element: float = 2.0,
     utilisation: float = 0.9,
     longest_tokens: int = 0,
@@ -89,6 +90,7 @@ def plan(
         constants=constants or fitted.shipped(),
         residuals=residuals or learnt.shipped(),
         engine=engine,
+        exchange=exchange,
         kv_bytes_per_element=kv_bytes_per_element,
         utilisation=utilisation,
         links=links,

@@ -30,6 +30,7 @@ QUESTION = [
     "--precision",
     "--kv-cache",
     "--engine",
+    "--all2all",
     "--calibration",
     "--json",
 ]
