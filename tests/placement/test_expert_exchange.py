@@ -27,7 +27,7 @@ def exchange_s(backend: ExpertBackend, shape: Shape, on: str = FOUR) -> tuple[fl
 def test_low_latency_kernels_pay_with_few_tokens_and_not_with_many() -> None:
     """They send a copy for each of 8 experts over the network, where gathering sends each token to a machine once."""
     gathered, direct = (exchange_s(each, WIDE) for each in ("allgather_reducescatter", "deepep_low_latency"))
-    assert direct[0] < 0.7 * gathered[0]
+    assert direct[0] < 0.8 * gathered[0]
     assert direct[-1] > gathered[-1]
 
 
