@@ -133,8 +133,8 @@ class _Need:
 
         Raises `ConfigError` when nothing fits.
         """
-        fast, any_speed = (
-            plan(
+        for slo in (_READING_ALONG, None):
+            found = plan(
                 model,
                 cluster,
                 _USUAL_REQUESTS,
@@ -143,9 +143,8 @@ class _Need:
                 utilisation=self.utilisation,
                 longest_tokens=self.context_tokens,
             )
-            for slo in (_READING_ALONG, None)
-        )
-        found = fast if fast.options else any_speed
+            if found.options:
+                break
         chosen = found.economical(replicas)
         if chosen is None:
             raise ConfigError([refused(_SHAPE_FIELD, AUTO, str(found.infeasible))])

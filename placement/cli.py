@@ -38,7 +38,7 @@ from placement.models.quantisation import PRECISIONS
 from placement.planning import plan_report
 from placement.planning.emit import served_configuration
 from placement.planning.explain import explain
-from placement.planning.plan import Plan, plan
+from placement.planning.plan import plan
 from placement.quantities import fraction
 from placement.shape import Shape
 
@@ -129,9 +129,10 @@ def _guarded(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Nam
 def _plan(arguments: argparse.Namespace, find_config: FindConfig) -> int:
     if arguments.top < 1:
         raise InputError(f"--top: {arguments.top} is not accepted; give a number of options of at least 1.")
+    on = cluster(arguments.cluster)
     made = plan(
         model(arguments.model, arguments.precision, find_config),
-        cluster(arguments.cluster),
+        on,
         workload(arguments),
         slo(arguments),
         engine=arguments.engine,
@@ -141,7 +142,8 @@ def _plan(arguments: argparse.Namespace, find_config: FindConfig) -> int:
         residuals=residuals_in(arguments.calibration),
         links=links_in(arguments.calibration),
     )
-    sentences = _explained(made, arguments)
+    shape = Shape.parse(arguments.explain) if arguments.explain else None
+    sentences = explain(made, shape, regions(on)[0]) if shape else []
     if arguments.json:
         print(json.dumps(plan_report.as_json(made) | ({"explanation": sentences} if sentences else {}), indent=2))
     elif sentences:
@@ -153,13 +155,6 @@ def _plan(arguments: argparse.Namespace, find_config: FindConfig) -> int:
     if arguments.emit:
         _write(arguments.emit, served_configuration(made, arguments.model, precision=arguments.precision))
     return 0
-
-
-def _explained(made: Plan, arguments: argparse.Namespace) -> list[str]:
-    if not arguments.explain:
-        return []
-    region = regions(cluster(arguments.cluster))[0]
-    return explain(made, Shape.parse(arguments.explain), region)
 
 
 def _scaling(arguments: argparse.Namespace, find_config: FindConfig) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any, get_args
 
-from placement.calibration.rows import RowError
+from placement.calibration.rows import RowError, number_in, require_columns
 from placement.clusters.terrain import Region, filled_group
 from placement.collectives import Calibration, CollectiveError, Factors, Group, Op
 from placement.collectives.fitting import Point
@@ -37,37 +37,25 @@ def read(document: Mapping[str, Any]) -> Calibration:
 
 def _point(number: int, row: Mapping[str, str], region: Region) -> Point:
     where = f"row {number}"
-    for column in NEEDED:
-        if not row.get(column):
-            raise RowError(f"{where}: {column} is missing; the columns {', '.join(NEEDED)} are needed.")
+    require_columns(where, row, NEEDED)
     op: Op | None = next((known for known in get_args(Op) if known == row["op"]), None)
     if op is None:
         raise RowError(f"{where}: op is {row['op']!r}; it must be one of {', '.join(get_args(Op))}.")
     return Point(
         op=op,
-        size_bytes=_number(where, row, "size_bytes"),
+        size_bytes=number_in(where, row, "size_bytes"),
         group=_group(where, row, region),
-        time_s=_number(where, row, "time_us") * _US,
+        time_s=number_in(where, row, "time_us") * _US,
     )
 
 
 def _group(where: str, row: Mapping[str, str], region: Region) -> Group:
-    ranks = int(_number(where, row, "ranks"))
+    ranks = int(number_in(where, row, "ranks"))
     if not 1 < ranks <= region.gpus:
         raise RowError(f"{where}: ranks is {row['ranks']!r}; it must be from 2 to the cluster's {region.gpus} GPUs.")
     filled = filled_group(ranks, ranks, region)
     if not row.get("islands") and not row.get("machines"):
         return filled
-    machines = int(_number(where, row, "machines")) if row.get("machines") else filled.machines
-    islands = int(_number(where, row, "islands")) if row.get("islands") else max(machines, filled.islands)
+    machines = int(number_in(where, row, "machines")) if row.get("machines") else filled.machines
+    islands = int(number_in(where, row, "islands")) if row.get("islands") else max(machines, filled.islands)
     return Group(ranks=ranks, islands=islands, machines=machines, links=region.links, gpu=region.kind.kind)
-
-
-def _number(where: str, row: Mapping[str, str], column: str) -> float:
-    try:
-        number = float(row[column])
-    except ValueError:
-        number = -1.0
-    if not 0 < number < float("inf"):
-        raise RowError(f"{where}: {column} is {row[column]!r}; it must be a number above 0.")
-    return number

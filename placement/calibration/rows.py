@@ -9,14 +9,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
-from placement.clusters.hardware import Gpu, GpuKind
-from placement.clusters.machines import default_links, gpu_kind
+from placement.clusters.hardware import GpuKind
+from placement.clusters.machines import default_links, gpu_kind, gpu_of
 from placement.collectives import Engine, Group
 from placement.cost.constants import Constants
 from placement.cost.residuals import Points, Spot, points_at
 from placement.cost.serving import Demand
-from placement.cost.step import Situation
-from placement.cost.work import Groups, Traffic, Work, arithmetic, expert_kernel, work_of
+from placement.cost.step import STEADY, Situation, situation_of
+from placement.cost.work import Groups, Traffic, Work, work_of
 from placement.models import catalogue
 from placement.models.memory import kv_room
 from placement.models.model import ModelSpec
@@ -106,7 +106,7 @@ def case_of(row: Row, constants: Constants, *, or_similar: bool = False) -> Case
     return Case(
         row=row,
         model=model,
-        situation=situation_of(model, kind, row.engine, row.client),
+        situation=situation_of(model, kind, row.engine, row.client or STEADY),
         work=work,
         demand=Demand(
             input_tokens=traffic.input_tokens,
@@ -121,17 +121,9 @@ def points_of(cases: Iterable[Case]) -> Points:
     return points_at([case.spot for case in cases])
 
 
-def situation_of(model: ModelSpec, kind: GpuKind, engine: Engine, client: str) -> Situation:
-    """What the constants depend on."""
-    math = arithmetic((model.shared_math if model.is_moe else "") or model.mlp_math, kind)
-    return Situation(
-        gpu=kind.kind, engine=engine, math=math, expert_math=expert_kernel(model, kind), client=client or "steady"
-    )
-
-
 def groups_on_one_machine(kind: GpuKind, shape: Shape) -> Groups:
     """The groups of a shape on one island of the GPU's usual machine."""
-    links = default_links(Gpu(name=kind.kind, memory_bytes=kind.memory_bytes, kind=kind.kind))
+    links = default_links(gpu_of(kind))
 
     def group(ranks: int) -> Group:
         return Group(ranks=ranks, links=links, gpu=kind.kind)
@@ -144,7 +136,7 @@ def _room(model: ModelSpec, shape: Shape, kind: GpuKind, traffic: Traffic) -> fl
     room = kv_room(
         model,
         shape,
-        Gpu(name=kind.kind, memory_bytes=kind.memory_bytes, kind=kind.kind),
+        gpu_of(kind),
         context_tokens=traffic.context_tokens,
         kv_bytes_per_element=traffic.kv_bytes_per_element,
         utilisation=0.92,
@@ -184,9 +176,7 @@ def known_as(model_id: str) -> str | None:
 
 def _row(number: int, row: Mapping[str, str]) -> Row:
     where = f"row {number}"
-    for column in NEEDED:
-        if not row.get(column):
-            raise RowError(f"{where}: {column} is missing; the columns {', '.join(NEEDED)} are needed.")
+    require_columns(where, row, NEEDED)
     if row["backend"] not in ENGINES:
         raise RowError(f"{where}: backend is {row['backend']!r}; it must be one of {', '.join(ENGINES)}.")
     tp, pp = _whole(where, row, "tp_size"), _whole(where, row, "pp_size")
@@ -198,13 +188,13 @@ def _row(number: int, row: Mapping[str, str]) -> Row:
         model_id=row["model_path"],
         gpu=row["system"],
         precision=_precision(row),
-        input_tokens=_number(where, row, "isl"),
-        output_tokens=_number(where, row, "osl"),
-        clients=_number(where, row, "conc"),
+        input_tokens=number_in(where, row, "isl"),
+        output_tokens=number_in(where, row, "osl"),
+        clients=number_in(where, row, "conc"),
         shape=Shape(tp=tp, pp=pp, dp=dp, ep=tp * dp if _whole(where, row, "moe_ep_size") > 1 else 1),
         client=row.get("src") or "",
-        ttft_ms=_number(where, row, "silicon_ttft_ms", 0.0),
-        tpot_ms=_number(where, row, "silicon_tpot_ms", 0.0),
+        ttft_ms=number_in(where, row, "silicon_ttft_ms", 0.0),
+        tpot_ms=number_in(where, row, "silicon_tpot_ms", 0.0),
     )
 
 
@@ -213,13 +203,21 @@ def _precision(row: Mapping[str, str]) -> str:
 
 
 def _whole(where: str, row: Mapping[str, str], column: str) -> int:
-    number = _number(where, row, column, 1.0)
+    number = number_in(where, row, column, 1.0)
     if number != int(number):
         raise RowError(f"{where}: {column} is {row[column]!r}; it must be a whole number, 1 or more.")
     return int(number)
 
 
-def _number(where: str, row: Mapping[str, str], column: str, default: float | None = None) -> float:
+def require_columns(where: str, row: Mapping[str, str], needed: Iterable[str]) -> None:
+    """Raise `RowError` unless every column of `needed` has something in it."""
+    for column in needed:
+        if not row.get(column):
+            raise RowError(f"{where}: {column} is missing; the columns {', '.join(needed)} are needed.")
+
+
+def number_in(where: str, row: Mapping[str, str], column: str, default: float | None = None) -> float:
+    """The number above 0 in a column, or `default` where it is empty. Raises `RowError`."""
     text = row.get(column) or ""
     if not text and default is not None:
         return default

@@ -15,15 +15,14 @@ from placement.collectives import Calibration, Engine, ExpertBackend
 from placement.cost.constants import Constants
 from placement.cost.residuals import NOTHING_LEARNT, Residuals, Spot, corrections, points_at
 from placement.cost.serving import Demand, Served, with_running
-from placement.cost.step import Situation, lookup
-from placement.cost.work import Array, Traffic, Work, arithmetic, expert_kernel, stack, work_of
+from placement.cost.step import STEADY, Situation, lookup, situation_of
+from placement.cost.work import Array, Traffic, Work, stack, work_of
 from placement.models.memory import KvRoom, MemoryUse, kv_room, memory_use
 from placement.models.model import ModelSpec
 from placement.shape import Shape
 from placement.workload import Workload
 
 MAX_RUNNING = 1024  # of one data-parallel rank; more only lengthens the wait (vLLM's max_num_seqs is 256 to 1024)
-_STEADY = "steady"  # no benchmark's start, no benchmark's lengths
 _ASKED = 4  # sizes of batch at which measured points are asked
 _BATCHES = 40  # sizes tried from 1 to the most, evenly spaced in logarithm
 
@@ -178,13 +177,10 @@ def _loads(
         max(1.0, min(room.tokens / context, MAX_RUNNING) * shape.dp)
         for (shape, _), room in zip(places, rooms, strict=True)
     ]
-    running = np.concatenate([_sizes(count) for count in most])
-    repeats = [len(_sizes(count)) for count in most]
-    works = [
-        work
-        for (shape, region), count in zip(places, repeats, strict=True)
-        for work in [work_in(question, shape, region)] * count
-    ]
+    sizes = [_sizes(count) for count in most]
+    repeats = [len(each) for each in sizes]
+    running = np.concatenate(sizes)
+    work = stack([work_in(question, shape, region) for shape, region in places], repeats)
     factors = factors_for(question, [region for _, region in places])
     repeated = {name: np.repeat(values, repeats) for name, values in factors.items()}
     demand = Demand(
@@ -192,14 +188,8 @@ def _loads(
         output_tokens=np.full(len(running), question.workload.output_tokens.mean_tokens),
         room_requests=np.repeat(most, repeats),
     )
-    served = with_running(stack(works), repeated, demand, running, np.zeros_like(running))
-    measured = np.concatenate(
-        _measured_factors(
-            question,
-            places,
-            [running[end - count : end] for end, count in zip(np.cumsum(repeats), repeats, strict=True)],
-        )
-    )
+    served = with_running(work, repeated, demand, running, np.zeros_like(running))
+    measured = np.concatenate(_measured_factors(question, places, sizes))
     ends = np.cumsum(repeats)
     return [
         tuple(_load(served, index, measured[index]) for index in range(end - count, end))
@@ -253,14 +243,7 @@ def _load(served: Served, index: int, measured_factor: float) -> Load:
 
 
 def _situation(question: Question, region: Region) -> Situation:
-    model, kind = question.model, region.kind
-    return Situation(
-        gpu=kind.kind,
-        engine=question.engine,
-        math=arithmetic((model.shared_math if model.is_moe else "") or model.mlp_math, kind),
-        expert_math=expert_kernel(model, kind),
-        client=_STEADY,
-    )
+    return situation_of(question.model, region.kind, question.engine, STEADY)
 
 
 def _sources(question: Question, region: Region) -> tuple[str, ...]:

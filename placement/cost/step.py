@@ -17,10 +17,14 @@ from typing import NamedTuple
 
 import numpy as np
 
+from placement.clusters.hardware import GpuKind
+from placement.cost.arithmetic import expert_kernel, mlp_arithmetic
 from placement.cost.constants import Key, Lookup
 from placement.cost.work import Array, Matrix, Work, message_s
+from placement.models.model import ModelSpec
 
 _NEWER = ("b200_sxm", "b300_sxm", "gb200", "gb300", "rtx_pro_6000_server", "mi355x")  # Blackwell and its peers
+STEADY = "steady"  # no benchmark's start, no benchmark's lengths
 _US = 1e-6
 
 
@@ -54,6 +58,17 @@ class Situation(NamedTuple):
     math: str
     expert_math: str
     client: str
+
+
+def situation_of(model: ModelSpec, kind: GpuKind, engine: str, client: str) -> Situation:
+    """The situation of `model` on one kind of GPU."""
+    return Situation(
+        gpu=kind.kind,
+        engine=engine,
+        math=mlp_arithmetic(model, kind),
+        expert_math=expert_kernel(model, kind),
+        client=client,
+    )
 
 
 def lookup(situations: Sequence[Situation]) -> Lookup:

@@ -24,6 +24,7 @@ from placement.collectives import (
     moe_dispatch,
     send_recv,
 )
+from placement.cost.arithmetic import arithmetic, mlp_arithmetic
 from placement.cost.constants import Constants
 from placement.models.matrices import Matrices
 from placement.models.model import ModelSpec
@@ -131,7 +132,7 @@ def work_of(
     attention = _of_kind(model, shape, "attention", "linear")
     mlp = _of_kind(model, shape, "dense", "shared", "router")
     attention_math = arithmetic(model.attention_math or model.mlp_math, gpu)
-    mlp_math = arithmetic((model.shared_math if model.is_moe else "") or model.mlp_math, gpu)
+    mlp_math = mlp_arithmetic(model, gpu)
     expert_math = arithmetic(model.mlp_math, gpu)
     curve = _Curves(gpu, engine, constants)
     context = traffic.context_tokens
@@ -181,9 +182,9 @@ def work_of(
     )
 
 
-def stack(works: Sequence[Work]) -> Work:
-    """One work whose fields are arrays over `works`."""
-    return Work(*(_stacked(values) for values in zip(*works, strict=True)))
+def stack(works: Sequence[Work], repeats: int | Sequence[int] = 1) -> Work:
+    """One work whose fields are arrays over `works`, each of them so many times in a row."""
+    return Work(*(_stacked(values, repeats) for values in zip(*works, strict=True)))
 
 
 def message_s(table: Array, size_bytes: Array) -> Array:
@@ -198,10 +199,10 @@ def message_s(table: Array, size_bytes: Array) -> Array:
     return np.where(low > 0, between, 0.0)
 
 
-def _stacked(values: tuple[Any, ...]) -> Any:
+def _stacked(values: tuple[Any, ...], repeats: int | Sequence[int]) -> Any:
     if isinstance(values[0], Matrix):
-        return Matrix(*(np.array(column, dtype=np.float64) for column in zip(*values, strict=True)))
-    return np.array(values, dtype=np.float64)
+        return Matrix(*(_stacked(column, repeats) for column in zip(*values, strict=True)))
+    return np.repeat(np.array(values, dtype=np.float64), repeats, axis=0)
 
 
 class _Curves(NamedTuple):
@@ -255,18 +256,6 @@ def _on_one_gpu(part: Matrices, shape: Shape) -> float:
 
 def _head(model: ModelSpec, shape: Shape) -> tuple[float, float, float]:
     return model.head_parameters / shape.tp, model.embedding_bytes_per_weight or model.bytes_per_weight, 1
-
-
-def arithmetic(math: str, gpu: GpuKind) -> str:
-    """What the GPU really multiplies in: without the units for a format the weights are unpacked to 16 bits."""
-    wanted = "fp4" if math == "mxfp4" else math
-    return wanted if wanted in gpu.flops else "bf16"
-
-
-def expert_kernel(model: ModelSpec, gpu: GpuKind) -> str:
-    """The arithmetic of the experts, or "w4a16" where 4-bit weights are unpacked to 16 bits on the way."""
-    math = arithmetic(model.mlp_math, gpu)
-    return "w4a16" if math == "bf16" and model.bytes_per_weight < 1 else math
 
 
 @lru_cache(maxsize=4096)

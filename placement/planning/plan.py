@@ -103,7 +103,7 @@ def plan(
 def _answer(question: Question, cluster: Cluster, slo: Slo) -> Plan:
     workload = question.workload
     found = _predictions(question, cluster)
-    options = [option for prediction in found if prediction.fits for option in [_option(question, slo, prediction)]]
+    options = [_option(question, slo, prediction) for prediction in found if prediction.fits]
     good = [option for option in options if option.meets_slo]
     if not good:
         return _none_meets(question, slo, cluster, options, found)
