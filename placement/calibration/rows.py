@@ -28,6 +28,7 @@ ENGINES: tuple[Engine, ...] = ("vllm", "sglang", "trtllm")
 # InferenceMAX draws lengths evenly from 0.8 to 1 of what it asks for (`--random-range-ratio 0.8`).
 _CLIENT_LENGTHS = {"inferencemax": 0.9}
 _PRECISION_OF_MODE = {"fp8_block": "fp8", "fp8": "fp8", "nvfp4": "fp4", "int4_wo": "int4", "bfloat16": "bf16"}
+_MONTH = len("2026-01")  # of an ISO 8601 date
 _NATIVE = {"fp8": ("fp8",), "fp4": ("fp4", "mxfp4")}
 
 
@@ -37,7 +38,7 @@ class RowError(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One serving point. `ttft_ms` and `tpot_ms` are 0 where nothing was measured."""
+    """One serving point. `version` is the engine's with the month of the run; times not measured are 0."""
 
     id: str
     engine: Engine
@@ -184,7 +185,7 @@ def _row(number: int, row: Mapping[str, str]) -> Row:
     return Row(
         id=row["id"],
         engine=row["backend"],
-        version=row.get("backend_version") or "",
+        version=_release(row),
         model_id=row["model_path"],
         gpu=row["system"],
         precision=_precision(row),
@@ -196,6 +197,11 @@ def _row(number: int, row: Mapping[str, str]) -> Row:
         ttft_ms=number_in(where, row, "silicon_ttft_ms", 0.0),
         tpot_ms=number_in(where, row, "silicon_tpot_ms", 0.0),
     )
+
+
+def _release(row: Mapping[str, str]) -> str:
+    """The engine's version and the month of the run: unrecorded flags change from one campaign to the next."""
+    return f"{row.get('backend_version') or ''} {(row.get('measured') or '')[:_MONTH]}".strip()
 
 
 def _precision(row: Mapping[str, str]) -> str:

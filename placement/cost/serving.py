@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from placement.cost.step import Step, last_stage_s, overhead_s, step
+from placement.cost.step import Step, last_stage_s, overhead_s, reading, step
 from placement.cost.work import Array, Number, Work
 
 _CHUNK_TOKENS = 8192  # vLLM's max_num_batched_tokens on data-centre GPUs
@@ -50,11 +50,13 @@ class Served(NamedTuple):
 def closed_loop(work: Work, factors: Mapping[str, Array], demand: Demand, clients: Array) -> Served:
     """`clients` clients that each send their next request as soon as the last one is answered.
 
-    They all send their first at once, and a benchmark's mean TTFT has some of that burst in it.
+    They all send their first at once, and a benchmark's mean TTFT has some of that burst in it: prompts that are read
+    before, and requests that the front end takes in before.
     """
     running = np.minimum(clients, demand.room_requests)
     served = with_running(work, factors, demand, running, clients - running)
-    at_the_start_s = np.maximum(running - 1, 0) * served.prompt_s * factors["burst"]
+    before_s = served.prompt_s * factors["burst"] + factors["admission"] * _MS
+    at_the_start_s = np.maximum(running - 1, 0) * before_s
     return served._replace(ttft_s=served.ttft_s + at_the_start_s, queue_s=served.queue_s + at_the_start_s)
 
 
@@ -89,7 +91,7 @@ def prompt_alone_s(work: Work, factors: Mapping[str, Array], demand: Demand) -> 
     # The last chunk may be short: behind the full ones it fills a stage only in part.
     filled = np.maximum(demand.input_tokens / _CHUNK_TOKENS, 1.0)
     pipelined = (filled + work.pp - 1) / (filled * work.pp)
-    busy_s = (read.total_s - overhead) * factors["prefill"] + overhead * chunks
+    busy_s = reading(read, factors).total_s + overhead * (chunks - factors["prefill"])
     return np.asarray(busy_s * pipelined)
 
 
@@ -99,7 +101,7 @@ def with_running(work: Work, factors: Mapping[str, Array], demand: Demand, runni
     decode = step(work, factors, batch, np.zeros_like(batch))
     both = step(work, factors, batch, demand.input_tokens)
     # Each stage reads its share of the prompt; the others meanwhile work for other micro-batches.
-    prompt_s = (both.total_s - decode.total_s) * factors["prefill"] / work.pp
+    prompt_s = (reading(both, factors).total_s - reading(decode, factors).total_s) / work.pp
     others = np.maximum(running - 1, 0)
     uneven_s = (np.minimum(running, work.pp) - 1) * last_stage_s(work, factors, batch)
     tpot_s = decode.total_s + uneven_s + others * (prompt_s + factors["request"] * _US / work.dp) / demand.output_tokens
@@ -108,7 +110,9 @@ def with_running(work: Work, factors: Mapping[str, Array], demand: Demand, runni
     busy = np.minimum(running * prompt_s / cycle_s, _BUSIEST)
     behind_prompts_s = alone_s * factors["queue"] * busy**2 / (1 - busy * (1 - 1 / running))
     no_room_s = waiting / running * cycle_s
-    host_s = factors["http"] * _MS + 0.5 * overhead_s(work, factors)
+    # The step under way ends first; the first token leaves with a step that writes for the others as well.
+    steps_s = factors["waited"] * tpot_s * (1 - 1 / running)
+    host_s = factors["http"] * _MS + steps_s
     queue_s = behind_prompts_s + no_room_s
     return Served(
         ttft_s=host_s + alone_s + queue_s,

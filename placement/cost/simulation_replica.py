@@ -23,7 +23,7 @@ from heapq import heappop, heappush
 import numpy as np
 
 from placement.cost.prediction import MAX_RUNNING
-from placement.cost.step import last_stage_s, overhead_s, step
+from placement.cost.step import last_stage_s, overhead_s, reading, step
 from placement.cost.work import Array, Work
 from placement.models.memory import STEP_TOKENS
 
@@ -83,8 +83,9 @@ def table_of(work: Work, factors: Mapping[str, Array], *, computed_share: float 
         exchange_s=np.broadcast_to(work.exchange_s, (cases, len(work.exchange_s))),
         send_s=np.broadcast_to(work.send_s, (cases, len(work.send_s))),
     )
-    total_s = step(rows, factors, pairs[1].ravel(), pairs[0].ravel()).total_s.reshape(len(prompts), len(decodes))
-    added_s = (total_s - total_s[0]) * factors["prefill"]
+    steps = step(rows, factors, pairs[1].ravel(), pairs[0].ravel())
+    read_s = reading(steps, factors).total_s.reshape(len(prompts), len(decodes))
+    added_s = read_s - read_s[0]
     overhead = overhead_s(work, factors)
     uneven_s = (work.pp - 1) * last_stage_s(work, factors, decodes)
     return StepTable(
@@ -92,10 +93,10 @@ def table_of(work: Work, factors: Mapping[str, Array], *, computed_share: float 
         ranks=int(work.dp),
         decodes=tuple(decodes.tolist()),
         prompt_tokens=tuple(prompts.tolist()),
-        decode_s=tuple((total_s[0] + uneven_s).tolist()),
+        decode_s=tuple((steps.total_s[: len(decodes)] + uneven_s).tolist()),
         added_s=tuple(tuple(row) for row in added_s.tolist()),
         # The first column stands for no decode: the one token is that which the prompt ends in (`prompt_alone_s`).
-        prompt_only_s=tuple(((total_s[:, 0] - overhead) * factors["prefill"] + overhead).tolist()),
+        prompt_only_s=tuple((read_s[:, 0] + overhead * (1 - factors["prefill"])).tolist()),
         http_s=float(factors["http"][0]) * _MS,
         request_s=float(factors["request"][0]) * _US,
         computed_share=computed_share,

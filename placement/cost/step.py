@@ -108,6 +108,8 @@ def lookup(situations: Sequence[Situation]) -> Lookup:
             "http": each(("http_overhead_ms", "{engine}|{client}")),
             "burst": each(("burst_share", "{engine}|{client}")),
             "queue": each(("queue_share", "{engine}")),
+            "admission": each(("admission_ms", "{engine}|{client}")),
+            "waited": each(("steps_waited", "{engine}")),
         }
     )
 
@@ -137,6 +139,17 @@ def step(work: Work, factors: Mapping[str, Array], decodes: Array, prefill_token
         all_reduce_s=work.reductions * message_s(work.all_reduce_s, sent_bytes) * factors["all_reduce"],
         exchange_s=work.moe_layers * message_s(work.exchange_s, tokens * work.token_bytes) * factors["exchange"],
         send_s=message_s(work.send_s, sent_bytes),
+    )
+
+
+def reading(read: Step, factors: Mapping[str, Array]) -> Step:
+    """A step that reads prompts: its kernels take longer than each alone, its messages do not, because links bind them.
+
+    What prompts add to a step is the difference of two of these.
+    """
+    share = factors["prefill"]
+    return Step(*(part * share for part in read))._replace(
+        all_reduce_s=read.all_reduce_s, exchange_s=read.exchange_s, send_s=read.send_s
     )
 
 

@@ -1,21 +1,20 @@
-"""Which shapes are worth predicting: every way to cut the model that the region's islands could hold."""
+"""Which shapes are worth looking at: every way to cut the model that GPUs in islands of one size could hold."""
 
 from collections.abc import Iterator
 
-from placement.clusters.terrain import Region
 from placement.models.model import ModelSpec
 from placement.shape import Shape, misfits
 
 _MOST_STAGES = 16  # deeper pipelines only when nothing else holds the model: each stage adds latency, none removes it
 
 
-def shapes(model: ModelSpec, region: Region, *, most_stages: int = _MOST_STAGES) -> list[Shape]:
-    """Shapes of at most the region's GPUs, tensor-parallel groups inside one island, smallest first."""
+def shapes(model: ModelSpec, *, gpus: int, island_gpus: int, most_stages: int = _MOST_STAGES) -> list[Shape]:
+    """Shapes of at most `gpus` GPUs, tensor-parallel groups inside one island, smallest first."""
     found = {
         shape
-        for tp in _widths(model, min(region.island_gpus, region.gpus))
-        for shape in _with_width(model, tp, region.gpus, most_stages)
-        if shape.gpus <= region.gpus and not misfits(shape, model)
+        for tp in _widths(model, min(island_gpus, gpus))
+        for shape in _with_width(model, tp, gpus, most_stages)
+        if shape.gpus <= gpus and not misfits(shape, model)
     }
     return sorted(found, key=lambda shape: (shape.gpus, shape.pp, shape.dp, shape.ep, -shape.tp))
 

@@ -148,14 +148,20 @@ def _with_lighter_weights(failed: Plan, answer: Infeasible, cluster: Cluster) ->
 
 
 def _predictions(question: Question, cluster: Cluster) -> list[Prediction]:
-    places = [(shape, region) for region in regions(cluster) for shape in shapes(question.model, region)]
+    places = [
+        (shape, region)
+        for region in regions(cluster)
+        for shape in shapes(question.model, gpus=region.gpus, island_gpus=region.island_gpus)
+    ]
     found = predict(question, places)
     if any(prediction.fits for prediction in found):
         return found
     deeper = [
         (shape, region)
         for region in regions(cluster)
-        for shape in shapes(question.model, region, most_stages=question.model.layers)
+        for shape in shapes(
+            question.model, gpus=region.gpus, island_gpus=region.island_gpus, most_stages=question.model.layers
+        )
     ]
     return predict(question, deeper)
 

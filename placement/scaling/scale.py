@@ -20,7 +20,7 @@ import numpy as np
 from placement.clusters.terrain import Region
 from placement.cost.prediction import Load, Prediction, Question, factors_for, predict, work_in
 from placement.cost.serving import Demand, with_running
-from placement.cost.step import Step, overhead_s, step
+from placement.cost.step import Step, overhead_s, reading, step
 from placement.cost.work import Array, stack
 from placement.models.memory import STEP_TOKENS
 from placement.scaling.curve import WAYS, Curve, Point, Turn, Way
@@ -140,7 +140,7 @@ def _timed(question: Question, predictions: Sequence[Prediction], running: float
     # One prompt for each data-parallel rank: a prompt is never divided over them.
     chunks, overhead = np.ceil(prompt_tokens / STEP_TOKENS), overhead_s(work, factors)
     read = step(work, factors, work.dp, work.dp * prompt_tokens)
-    busy = Step(*(part * factors["prefill"] for part in read._replace(overhead_s=read.overhead_s - overhead)))
+    busy = reading(read._replace(overhead_s=read.overhead_s - overhead), factors)
     busy = busy._replace(overhead_s=busy.overhead_s + overhead * chunks)
     in_stages = (chunks + work.pp - 1) / (chunks * work.pp)  # chunks follow each other through the stages
     for index, found in enumerate(predictions):

@@ -13,7 +13,7 @@ from itertools import product
 from pathlib import Path
 
 from placement.calibration.accuracy import HEADING, cross_validate, errors, errors_by, line
-from placement.calibration.choices import SLO_TTFT_MS, Choice, slo_choice, slo_choice_with_margin
+from placement.calibration.choices import SLO_TTFT_MS, Choice, slo_choice, slo_choice_by_chance
 from placement.calibration.fit import Prediction
 from placement.calibration.ladders import Ratio, ladders, tp_ratios
 from placement.calibration.rows import Row, case_of, read_rows
@@ -42,9 +42,9 @@ def report(rows: Sequence[Row], predictions: Mapping[str, Prediction], ratios: S
     lines += ["", f"{'best layout under a TPOT limit':<34}{'picks':>6}{'break it':>18}{'regret':>18}{'best':>18}"]
     lines += PEER_CHOICES
     for (by, prediction), (words, ttft_ms) in product(predictions.items(), _TTFT_LIMITS.items()):
-        margin, choice = slo_choice_with_margin(rows, prediction, ttft_ms=ttft_ms)
+        caution, choice = slo_choice_by_chance(rows, prediction, ttft_ms=ttft_ms)
         lines.append(choice_line(f"by {by}{words}", slo_choice(rows, prediction, ttft_ms=ttft_ms)))
-        lines.append(choice_line(f"  with margins of {margin.tpot:.2f} and {margin.ttft:.2f}", choice))
+        lines.append(choice_line(f"  by chance, caution {caution:g}", choice))
     if ratios:
         lines += ["", f"{'throughput, TP4 to TP8':<34}{'pairs':>6}{'unknown':>18}{'mean error':>18}{'right sign':>18}"]
         for hardware in sorted({ratio.ladder.hardware for ratio in ratios}):

@@ -119,6 +119,21 @@ def test_clients_without_room_in_the_cache_wait() -> None:
     assert many[0] > 10 * few[0]
 
 
+@pytest.mark.parametrize(
+    ("version", "measured_on", "label"),
+    [
+        ("0.19.0", "2026-04-08T00:00:00.000Z", "0.19.0 2026-04"),
+        ("0.19.0", "2026-05-01", "0.19.0 2026-05"),
+        ("", "2025-11-02", "2025-11"),
+        ("0.19.0", "", "0.19.0"),
+        ("", "", ""),
+    ],
+)
+def test_runs_of_one_version_in_different_months_are_told_apart(version: str, measured_on: str, label: str) -> None:
+    (read,) = read_rows([row(backend_version=version, measured=measured_on)])
+    assert read.version == label
+
+
 @given(
     changes=st.dictionaries(
         st.sampled_from([*ROW, "pp_size", "moe_ep_size", "attention_dp_size", "precision", "silicon_tpot_ms"]),

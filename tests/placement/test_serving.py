@@ -12,7 +12,7 @@ from planner_builders import DEEPSEEK_V3, LLAMA_70B, model, region, requests
 from placement.cost.constants import shipped
 from placement.cost.prediction import Question, factors_for, work_in
 from placement.cost.serving import Demand, Served, closed_loop, open_loop, prompt_alone_s, with_running
-from placement.cost.step import Step, experts_touched, step
+from placement.cost.step import Step, experts_touched, reading, step
 from placement.cost.work import Array, Work, message_s, stack
 from placement.shape import Shape
 
@@ -101,6 +101,25 @@ def test_kv_heads_stop_dividing_and_latent_caches_never_do() -> None:
 def test_the_network_costs_more_than_the_island() -> None:
     inside, across = (one_step(LLAMA_70B, shape, 64).all_reduce_s for shape in ("tp8", "tp16"))
     assert across > 2 * inside
+
+
+@pytest.mark.parametrize(("name", "shape"), CASES)
+def test_reading_prompts_slows_kernels_and_not_messages(name: str, shape: str) -> None:
+    _, factors = case(name, shape)
+    slow = {**factors, "prefill": np.array([3.0])}
+    alone, read = one_step(name, shape, 16, 2048), reading(one_step(name, shape, 16, 2048), slow)
+    assert read.communication_s == alone.communication_s
+    assert read.total_s - read.communication_s == pytest.approx(3 * (alone.total_s - alone.communication_s))
+
+
+@pytest.mark.parametrize(("name", "shape"), CASES)
+def test_the_first_token_waits_for_the_steps_of_others(name: str, shape: str) -> None:
+    """A client alone waits for nobody; among many, longer steps make it wait as many of them as the constant says."""
+    work, factors = case(name, shape)
+    more = {**factors, "waited": factors["waited"] + 1}
+    for count, waits in ((1.0, 0.0), (64.0, 63 / 64)):
+        found, later = (closed_loop(work, each, demand(), np.array([count])) for each in (factors, more))
+        assert later.ttft_s - found.ttft_s == pytest.approx(waits * found.tpot_s)
 
 
 def test_only_data_parallel_attention_exchanges_and_only_stages_send() -> None:
