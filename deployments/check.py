@@ -1,7 +1,7 @@
 """Everything that can be found wrong with a configuration before anything is started.
 
 All of it is reported at once: what cannot be checked because something else is wrong is left out, never guessed. Only
-files are read, and one port is tried; a model is neither made nor downloaded.
+files are read, and two ports are tried; a model is neither made nor downloaded.
 """
 
 import socket
@@ -11,11 +11,19 @@ from pathlib import Path
 from typing import TypeVar
 
 from deployments import engine_args
-from deployments.config import ClusterConfig, Config, EndpointConfig, ModelConfig, SimulatedCluster
+from deployments.config import (
+    ClusterConfig,
+    Config,
+    ModelConfig,
+    SimulatedCluster,
+    SimulatedEngineConfig,
+)
 from deployments.config_messages import ConfigError, closest, refused
 from deployments.model_source import Source, resolve_source
 from deployments.placing import Placed, parse_shape, place_replicas, simulated_cluster
+from deployments.simulation.planned import limits_of
 from placement import Layout, ModelConfigError, ModelSpec, Shape
+from placement.clusters.machines import gpu_kind, gpu_kinds
 
 T = TypeVar("T")
 
@@ -58,15 +66,19 @@ def check(config: Config, *, environ: Mapping[str, str], port_is_free: Callable[
     found = _Findings()
     sound = _check_engine(config.model, found)
     found.problems += _iter_template_problems(config.model)
-    found.problems += _iter_endpoint_problems(config.endpoint, port_is_free)
+    found.problems += _iter_port_problems(config, port_is_free)
     found.problems += _iter_simulation_problems(config)
     source = found.of(lambda: resolve_source(sound, environ))
     model = found.of(lambda: _read_model(sound, source)) if source else None
     if model:
         found.problems += _iter_length_problems(sound, model, environ)
     shape, placed = found.of(lambda: _place(sound, model, config.cluster)) or (None, None)
+    simulated = sound.simulated
+    note = found.of(lambda: _check_simulated_engine(sound, simulated, model, shape)) if simulated else None
     if found.problems or source is None:
         raise ConfigError(found.problems)
+    if note is not None:
+        found.notes.append(note)
     found.notes += _iter_unchecked(source, config.cluster, placed)
     return Checked(
         config=config,
@@ -120,14 +132,36 @@ def _iter_template_problems(model: ModelConfig) -> Iterator[str]:
         yield refused("models[0].chat_template", template, "give an existing file, or a Jinja template")
 
 
-def _iter_endpoint_problems(endpoint: EndpointConfig, is_free: Callable[[str, int], bool]) -> Iterator[str]:
-    if not is_free(endpoint.host, endpoint.port):
-        accepted = f"nothing can listen on it at {endpoint.host} now; give a free port, and an address of this machine"
-        yield refused("endpoint.port", endpoint.port, accepted)
+def _iter_port_problems(config: Config, is_free: Callable[[str, int], bool]) -> Iterator[str]:
+    for name, listens in (("endpoint.port", config.endpoint), ("control.port", config.control)):
+        if not is_free(listens.host, listens.port):
+            at = f"nothing can listen on it at {listens.host} now"
+            yield refused(name, listens.port, f"{at}; give a free port, and an address of this machine")
+    if config.control.port == config.endpoint.port:
+        yield refused("control.port", config.control.port, "it is endpoint.port too; give another one")
+
+
+def _check_simulated_engine(
+    config: ModelConfig, simulated: SimulatedEngineConfig, model: ModelSpec | None, shape: Shape | None
+) -> str:
+    """What to tell of it. Raises `ConfigError` for a GPU the planner does not know, and one that is too small."""
+    if gpu_kind(simulated.gpu) is None:
+        accepted = f"give one of {', '.join(sorted(gpu_kinds()))}"
+        raise ConfigError([refused("models[0].simulated.gpu", simulated.gpu, accepted)])
+    if model and shape:
+        try:
+            limits_of(model, shape, simulated.gpu, config.engine)
+        except ValueError as error:
+            raise ConfigError([f"models[0].simulated: {shape} on {simulated.gpu}: {error}"]) from error
+    return (
+        f"models[0].simulated: no model runs; tokens are invented, and steps take as long as the planner predicts for "
+        f"{simulated.gpu}, divided by {simulated.time_scale:g}"
+    )
 
 
 def _iter_simulation_problems(config: Config) -> Iterator[str]:
-    if isinstance(config.cluster, SimulatedCluster) and "kv_cache_memory_bytes" not in config.model.engine:
+    is_run = isinstance(config.cluster, SimulatedCluster) and config.model.simulated is None
+    if is_run and "kv_cache_memory_bytes" not in config.model.engine:
         # vLLM's CPU worker would reserve gpu_memory_utilization of the whole machine, once for each simulated GPU.
         yield (
             "models[0].engine.kv_cache_memory_bytes: missing; on a simulated cluster give the bytes of KV cache for "

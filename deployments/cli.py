@@ -17,6 +17,8 @@ from deployments import run_record
 from deployments.check import check, port_is_free
 from deployments.config import Config, load_config, parse_config
 from deployments.config_messages import ConfigError, reference
+from deployments.control.client import ControlClient, ControlError
+from deployments.control.commands import add_fleet_commands
 from deployments.model_source import download_config, find_config
 from deployments.run_record import RunRecord, RunRecordError, record_path
 from placement.cli import add_commands
@@ -28,11 +30,16 @@ examples:
   archipelago serve my.yaml --block               as configured; stay in the foreground
   archipelago check my.yaml                       find every mistake without starting anything
   archipelago check --fields                      every field of a configuration file
+  archipelago repartition tiny-llama tp2          cut what is served anew, without losing a request
   archipelago plan deepseek-ai/DeepSeek-V3 --cluster '4x dgx-h200' --rate 20/s --tpot 40ms
                                                   how to cut a model, how many replicas, and why
   archipelago scaling meta-llama/Llama-3.1-70B --cluster '4x dgx-h100' --html scaling.html
                                                   what more GPUs bring, and where it turns worse
 """
+
+
+CONTROL_URL_ENV = "ARCHIPELAGO_CONTROL_URL"
+CONTROL_TOKEN_ENV = "ARCHIPELAGO_CONTROL_TOKEN"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -78,8 +85,26 @@ def parser() -> argparse.ArgumentParser:
     _add_config(checker)
     checker.add_argument("--fields", action="store_true", help="describe every field of a configuration file instead")
     checker.set_defaults(run=_check)
+    add_fleet_commands(commands, _control)
     add_commands(commands, lambda model: find_config(model, os.environ))
     return root
+
+
+def _control() -> ControlClient:
+    """The control API of what is served from this directory, or of ``$ARCHIPELAGO_CONTROL_URL``."""
+    url, token = os.environ.get(CONTROL_URL_ENV), os.environ.get(CONTROL_TOKEN_ENV)
+    if url:
+        if not token:  # the one of this directory is not for others to see
+            raise ControlError(f"{CONTROL_URL_ENV} is set and {CONTROL_TOKEN_ENV} is not; give its token too")
+        return ControlClient(url, token)
+    path = record_path(os.environ, Path.cwd())
+    record = run_record.read(path)
+    if record is None:
+        raise ControlError(
+            f"nothing is served from this directory; start with `archipelago serve`, or set {CONTROL_URL_ENV} and "
+            f"{CONTROL_TOKEN_ENV}"
+        )
+    return ControlClient(record.control_url, token or run_record.read_token(run_record.token_path(path)))
 
 
 def _add_config(command: argparse.ArgumentParser) -> None:
@@ -104,12 +129,13 @@ def _serve(arguments: argparse.Namespace) -> int:
         say(note)
     say("loading Ray")
     from deployments import launch
+    from deployments.cluster_access import LaunchError
 
     # SIGTERM must take back what was started, as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         record = launch.serve(checked, path, os.environ, say)
-    except launch.LaunchError as error:
+    except LaunchError as error:
         return _failed(error)
     say(f"serving {record.model} at {record.url}")
     _print_status(path)
@@ -123,11 +149,11 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    from deployments import launch
+    from deployments.cluster_access import LaunchError
 
     try:
         return 0 if _print_status(record_path(os.environ, Path.cwd())) else 1
-    except launch.LaunchError as error:
+    except LaunchError as error:
         return _failed(error)
 
 
@@ -145,11 +171,12 @@ def _print_status(path: Path) -> bool:
 
 def _stop(arguments: argparse.Namespace) -> int:
     from deployments import launch
+    from deployments.cluster_access import LaunchError
 
     try:
         if not launch.stop(record_path(os.environ, Path.cwd()), _progress()):
             print("archipelago: nothing was started from this directory")
-    except launch.LaunchError as error:
+    except LaunchError as error:
         return _failed(error)
     return 0
 

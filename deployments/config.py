@@ -26,6 +26,30 @@ def _last_part(validated: dict[str, Any]) -> str:
     return Path(str(validated["source"])).name
 
 
+class SimulatedEngineConfig(_Section):
+    """An engine that runs no model: its speed is what the planner predicts, its tokens are invented.
+
+    For planning capacity and for testing large fleets.
+    """
+
+    gpu: str = Field(
+        min_length=1, description="The kind of GPU whose speed is simulated, as the planner names it, such as h100_sxm."
+    )
+    time_scale: float = Field(
+        default=1.0,
+        gt=0,
+        le=1e6,
+        description="How many times faster than predicted everything happens; 10 is ten times.",
+    )
+    mean_answer_tokens: float | None = Field(
+        default=None,
+        ge=1,
+        le=1e6,
+        description="Mean length of answers, which then end by themselves (exponentially distributed, the same for the "
+        "same prompt and seed). Default: they go on until max_tokens or max_model_len.",
+    )
+
+
 class ModelConfig(_Section):
     """One model and how its replicas are cut."""
 
@@ -58,6 +82,9 @@ class ModelConfig(_Section):
     )
     chat_template: str | None = Field(
         default=None, description="A file with a Jinja chat template, or the template itself. Default: the model's own."
+    )
+    simulated: SimulatedEngineConfig | None = Field(
+        default=None, description="Simulate the engine instead of running the model. Default: the model runs."
     )
 
     @field_validator("name")
@@ -114,12 +141,41 @@ class EndpointConfig(_Section):
     ingresses: int = Field(default=1, ge=1, le=64, description="Number of processes that speak HTTP with clients.")
 
 
+class ControlConfig(_Section):
+    """Where the control API listens: what reads and changes the fleet."""
+
+    host: str = Field(default="127.0.0.1", min_length=1, description="Address to listen on; 0.0.0.0 for all.")
+    port: int = Field(default=8001, ge=1, le=_MAX_PORT, description="TCP port to listen on.")
+
+
 class LimitsConfig(_Section):
     """How long to wait before giving up."""
 
     start_timeout_s: float = Field(default=600.0, gt=0, description="Seconds for a replica to become ready.")
     drain_timeout_s: float = Field(
-        default=30.0, ge=0, description="Seconds that requests in flight have to finish when a replica is stopped."
+        default=30.0,
+        ge=0,
+        description="Seconds that requests in flight have to finish where they are when a replica is stopped; then "
+        "they move to another one.",
+    )
+    hold_timeout_s: float = Field(
+        default=300.0,
+        ge=0,
+        description="Seconds that a request which has lost its replica waits for another one before it fails.",
+    )
+    max_queued_requests: int = Field(
+        default=256, ge=1, description="Requests that may wait on a replica; more are refused with 429 (batch at half)."
+    )
+    max_ttft_s: float = Field(
+        default=30.0,
+        gt=0,
+        description="Seconds; a request that would wait longer for its first token everywhere is refused with 429.",
+    )
+    floor: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Share of a model's GPUs that keeps serving during a repartition; with 0 a full cluster may swap.",
     )
     step_timeout_s: int = Field(
         default=60, ge=1, description="Seconds one engine step may take before the replica counts as failed."
@@ -137,6 +193,7 @@ class Config(_Section):
         default_factory=SimulatedCluster, description="The GPUs to serve on. Default: a simulated cluster."
     )
     endpoint: EndpointConfig = Field(default_factory=EndpointConfig, description="Where clients connect.")
+    control: ControlConfig = Field(default_factory=ControlConfig, description="Where the control API listens.")
     limits: LimitsConfig = Field(default_factory=LimitsConfig, description="How long to wait before giving up.")
 
     @field_validator("models")

@@ -100,8 +100,9 @@ def _walk(location: Sequence[int | str], schema: Schema) -> tuple[str, Schema, S
 
 
 def _resolved(node: Schema, schema: Schema) -> Schema:
-    while "$ref" in node:
-        node = schema["$defs"][node["$ref"].rpartition("/")[2]]
+    """Follow references, also that of a section which may be left out (`anyOf` it and null)."""
+    while sections := [option["$ref"] for option in (node, *node.get("anyOf", ())) if "$ref" in option]:
+        node = schema["$defs"][sections[0].rpartition("/")[2]]
     return node
 
 

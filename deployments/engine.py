@@ -11,49 +11,29 @@ text is made in one place, whichever replica computes, and what travels is vLLM'
 and ``EngineCoreOutputs``.
 """
 
-import asyncio
 import os
-from argparse import Namespace
+import time
 from collections.abc import Mapping, Sequence
-from http import HTTPStatus
 from typing import Any
 
 import ray
-from fastapi import FastAPI
 from ray.util.placement_group import PlacementGroup
 from vllm.config import VllmConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
-from vllm.entrypoints.launchers.api_server.app_state import init_app_state
-from vllm.entrypoints.launchers.app import build_app
-from vllm.entrypoints.launchers.cli_args import make_arg_parser
-from vllm.exceptions import GracefulHTTPError
-from vllm.renderers import renderer_from_config
-from vllm.tasks import SupportedTask
 from vllm.usage.usage_lib import UsageContext
-from vllm.utils.argparse_utils import FlexibleArgumentParser
-from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest, FinishReason
-from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest
 from vllm.v1.engine.core_client import AsyncMPClient, EngineCoreClient
-from vllm.v1.engine.exceptions import EngineDeadError
-from vllm.v1.engine.input_processor import InputProcessor
-from vllm.v1.engine.output_processor import OutputProcessor
 from vllm.v1.executor import Executor
-from vllm.v1.metrics.loggers import StatLoggerManager
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
 from deployments.data_parallel import seat_engine_cores
-from deployments.link import FleetLink, Frames, Lost, NoReplicaReadyError, Request, Step
+from deployments.link import Frames
+from deployments.resuming import resuming_scheduler
 from deployments.verification import Whereabouts
 from placement import Shape
 
 WORKER_PROBE = "deployments.worker_probe.WorkerProbe"
 PROBE_TIMEOUT_S = 60.0
-TASKS: tuple[SupportedTask, ...] = ("generate",)
-# What of the scheduler's configuration is read in the ingress.
-FRONTEND_SCHEDULING = ("stream_interval", "max_num_queued_reqs", "max_num_queued_tokens")
-
-
-# --- beside the GPUs -------------------------------------------------------------------------------------------------
 
 
 def shard_config(
@@ -76,6 +56,8 @@ def shard_config(
     )
     config = args.create_engine_config(UsageContext.OPENAI_API_SERVER)
     config.parallel_config.placement_group = placement_group
+    # Not among the arguments: only the complete configuration knows whether scheduling is asynchronous.
+    config.scheduler_config.scheduler_cls = resuming_scheduler(config.scheduler_config)
     return config
 
 
@@ -106,15 +88,33 @@ class ShardedEngine:
         client = EngineCoreClient.make_async_mp_client(
             vllm_config=config, executor_class=Executor.get_class(config), log_stats=True
         )
+        self._config = config
         self._client: AsyncMPClient = client
         self._encoder = MsgpackEncoder()
         self._decoder = MsgpackDecoder(EngineCoreRequest)
         self._owners: dict[str, str] = {}
+        self._moved_at_s = 0.0  # when the first of the requests came, or the last step
+
+    @property
+    def max_running(self) -> int:
+        """Requests that a batch holds, over all data-parallel ranks."""
+        return self._config.scheduler_config.max_num_seqs * self._config.parallel_config.data_parallel_size
+
+    @property
+    def kv_tokens(self) -> int | None:
+        """Tokens that the KV cache holds, over all data-parallel ranks; None where vLLM does not tell."""
+        cache = self._config.cache_config
+        blocks = cache.num_gpu_blocks
+        return blocks * cache.block_size * self._config.parallel_config.data_parallel_size if blocks else None
 
     @property
     def unfinished_requests(self) -> int:
         """Requests that were submitted and have neither finished nor been aborted."""
         return len(self._owners)
+
+    def stalled_s(self, now_s: float) -> float:
+        """For how long there have been requests and no step."""
+        return now_s - self._moved_at_s if self._owners else 0.0
 
     async def submit(self, owner: str, frames: Frames) -> None:
         """Queue one request.
@@ -123,6 +123,8 @@ class ShardedEngine:
             EngineDeadError: the engine has failed and will not come back.
         """
         request: EngineCoreRequest = self._decoder.decode(frames)
+        if not self._owners:
+            self._moved_at_s = time.monotonic()
         self._owners[request.request_id] = owner
         await self._client.add_request_async(request)
 
@@ -143,6 +145,7 @@ class ShardedEngine:
             EngineDeadError: the engine has failed.
         """
         step = await self._client.get_output_async()
+        self._moved_at_s = time.monotonic()
         by_owner: dict[str, list[EngineCoreOutput]] = {}
         for output in step.outputs:
             request_id = output.request_id
@@ -153,7 +156,7 @@ class ShardedEngine:
 
     def _encode(self, step: EngineCoreOutputs, outputs: list[EngineCoreOutput]) -> Frames:
         message = EngineCoreOutputs(outputs=outputs, scheduler_stats=step.scheduler_stats, timestamp=step.timestamp)
-        return _frames(self._encoder.encode(message))
+        return packed(self._encoder.encode(message))
 
     async def whereabouts(self) -> tuple[Whereabouts, ...]:
         """Ask every worker where it is; in rank order. (The answers arrive as msgpack maps.)"""
@@ -163,6 +166,11 @@ class ShardedEngine:
     async def unlink_shared_memory(self) -> None:
         """Let the engine's shared memory go with its processes, however they end."""
         await self._ask_workers("unlink_shared_memory")
+
+    async def prepare(self) -> None:
+        """Have the workers do what must be done before the first request."""
+        await self.unlink_shared_memory()
+        await self._ask_workers("take_up_resumed_requests")
 
     async def _ask_workers(self, method: str) -> list[Any]:
         by_engine = await self._client.call_utility_all_async("collective_rpc", method, PROBE_TIMEOUT_S, (), None)
@@ -174,127 +182,7 @@ class ShardedEngine:
         return bool(self._client.resources.engine_dead)
 
 
-def _frames(encoded: Sequence[Any]) -> Frames:
+def packed(encoded: Sequence[Any]) -> Frames:
+    """The frames of one message, each in memory of its own."""
     # Tensors (logprobs) come as views of memory the encoder does not own, which Ray could not carry.
     return [bytes(frame) for frame in encoded]
-
-
-# --- in the ingress --------------------------------------------------------------------------------------------------
-
-
-class FleetCore(EngineCoreClient):
-    """What AsyncLLM takes for its engine core: a fleet of replicas behind a link."""
-
-    def __init__(self, link: FleetLink) -> None:
-        self._link = link
-        self._engine_indices = {name: index for index, name in enumerate(link.replicas)}
-        self._encoder = MsgpackEncoder()
-        self._decoder = MsgpackDecoder(EngineCoreOutputs)
-
-    def shutdown(self, timeout: float | None = None) -> None:
-        """Leave the replicas: they outlive an ingress."""
-        self._link.close()
-
-    async def add_request_async(self, request: EngineCoreRequest) -> None:
-        """Send the request to the replica the router chooses.
-
-        Raises:
-            GracefulHTTPError: (503) no replica is ready.
-        """
-        prompt_tokens = len(request.prompt_token_ids or ())
-        max_tokens = (request.sampling_params and request.sampling_params.max_tokens) or 0
-        frames = _frames(self._encoder.encode(request))
-        try:
-            self._link.submit(Request(request.request_id, frames, prompt_tokens, max_tokens))
-        except NoReplicaReadyError as error:
-            raise GracefulHTTPError(str(error), HTTPStatus.SERVICE_UNAVAILABLE) from error
-
-    async def abort_requests_async(self, request_ids: list[str]) -> None:
-        """Have the requests dropped where they are."""
-        self._link.abort(request_ids)
-
-    async def get_output_async(self) -> EngineCoreOutputs:
-        """Wait for the next step of any replica, or for the end of requests whose replica has gone."""
-        event = await self._link.next_event()
-        match event:
-            case Step(replica=replica, frames=frames):
-                step: EngineCoreOutputs = self._decoder.decode(frames)
-                step.engine_index = self._engine_indices[replica]
-                for output in step.outputs:
-                    self._link.settle(output.request_id, len(output.new_token_ids), finished=output.finished)
-                return step
-            case Lost(replica=replica, request_ids=request_ids):
-                ends = [EngineCoreOutput(i, [], finish_reason=FinishReason.ERROR) for i in request_ids]
-                return EngineCoreOutputs(engine_index=self._engine_indices[replica], outputs=ends)
-
-
-class FleetEngine(AsyncLLM):
-    """The whole fleet as one vLLM engine: AsyncLLM without an engine of its own."""
-
-    def __init__(self, config: VllmConfig, link: FleetLink) -> None:
-        # As AsyncLLM.__init__ (vllm/v1/engine/async_llm.py), which would start an engine core in its middle.
-        self.vllm_config = config
-        self.model_config = config.model_config
-        self.scheduler_config = config.scheduler_config
-        self.observability_config = config.observability_config
-        self.log_requests = False
-        self.log_stats = True
-        self.renderer = renderer_from_config(config)
-        self.input_processor = InputProcessor(config, self.renderer)
-        self.admission_stats = None
-        self.output_processor = OutputProcessor(
-            self.renderer.tokenizer, log_stats=True, stream_interval=config.scheduler_config.stream_interval
-        )
-        self.engine_core = FleetCore(link)
-        self.logger_manager = StatLoggerManager(config, engine_idxs=list(range(len(link.replicas))))
-        self.output_handler = None
-        self.profiler = None
-        self._link = link
-        self._client_count = 1
-        self._profile_lock = asyncio.Lock()
-        self._frontend_profiler_injected = False
-        self._profile_session_guard_enabled = False
-        self._profile_session_active = False
-
-    async def get_supported_tasks(self) -> tuple[SupportedTask, ...]:
-        """Generation is all a fleet does."""
-        return TASKS
-
-    @property
-    def errored(self) -> bool:
-        """A fleet outlives its replicas: only the loss of its own output loop ends it."""
-        return not self.is_running
-
-    async def check_health(self) -> None:
-        """Raise EngineDeadError, which ``/health`` turns into 503, while no replica is ready."""
-        if self.errored or not self._link.ready:
-            raise EngineDeadError()
-
-
-def frontend_config(serve_args: Mapping[str, Any]) -> tuple[Namespace, VllmConfig]:
-    """Complete ``vllm serve`` arguments (by their Python names) for a process without a GPU.
-
-    The caller has set ``VLLM_TARGET_DEVICE=cpu``, so that a CUDA build needs no device here either. Quantised kernels
-    never run in the ingress, hence no quantisation (as vllm/entrypoints/launchers/render/entry.py does).
-    """
-    parser = FlexibleArgumentParser()  # type: ignore[no-untyped-call]
-    namespace = make_arg_parser(parser).parse_args([])
-    vars(namespace).update(serve_args, served_model_name=[serve_args["served_model_name"]])
-    engine_args = AsyncEngineArgs.from_cli_args(namespace)
-    model_config = engine_args.create_model_config()
-    model_config.quantization = None
-    structured_outputs_config = engine_args.create_structured_outputs_config()
-    namespace.structured_outputs_config = structured_outputs_config
-    config = VllmConfig(model_config=model_config, structured_outputs_config=structured_outputs_config)
-    for name in FRONTEND_SCHEDULING:
-        setattr(config.scheduler_config, name, getattr(engine_args, name))
-    return namespace, config
-
-
-async def openai_app(serve_args: Mapping[str, Any], link: FleetLink) -> FastAPI:
-    """Build vLLM's OpenAI application over the fleet behind ``link``."""
-    namespace, config = frontend_config(serve_args)
-    fleet = FleetEngine(config, link)
-    app = build_app(namespace, TASKS, config.model_config)
-    await init_app_state(fleet, app.state, namespace, TASKS)
-    return app

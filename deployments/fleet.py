@@ -1,11 +1,11 @@
-"""Starts a model's replicas and its ingress on a running Ray cluster, and asks them where they are.
+"""What the fleet controller does with Ray Serve: start applications, ask after them, delete them.
 
 Serve applications come and go one by one: Serve restarts every deployment of an application when one argument changes
 and has one list of label selectors for all replicas of a deployment, while each replica sits on islands of its own.
 """
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,95 +13,145 @@ import ray
 from ray import serve
 from ray.serve import RunTarget
 from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, LoggingConfig
+from ray.util import placement_group_table
 
-from deployments.app import ingress_app, replica_app
-from deployments.ingress import REPLICA_DEPLOYMENT
+from deployments.app import INGRESS_DEPLOYMENT, REPLICA_DEPLOYMENT, ingress_app, replica_app
+from deployments.config import SimulatedEngineConfig
+from deployments.ingress import IngressPlan
 from deployments.islands import Inventory
 from deployments.replica import ReplicaPlan, ReplicaReport
-from placement import Layout
+from deployments.routing import Limits
+from placement import Layout, ModelSpec
 
-POLL_S = 0.25
 # Serve logs each HTTP request by default; at hundreds of streams that is work on the hot path.
 LOGGING = LoggingConfig(enable_access_log=False)
-
-
-class FleetStartError(Exception):
-    """A replica or the ingress did not start; the message holds the cause that Serve reports."""
+STEP_MARGIN_S = 5.0
+_OUR_NAME = re.compile(r".+--(ingress|[a-z0-9]+--[0-9]+)")  # FleetPlan.ingress_name, reconcile.reconciler._starts
+REPLICA_ID_PREFIX = "SERVE_REPLICA::"  # ray/serve/_private/common.py, ReplicaID
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FleetPlan:
-    """One model to be served: its name, its files, where its replicas go and how its engine is set."""
+    """One model to be served: its name, its files, how its engine is set, where clients connect.
+
+    ``hold_s``: how long a request that has lost its replica waits for another one. With ``simulated`` (and then
+    ``spec``, the model's sizes) no model runs.
+    """
 
     model: str
     source: str
-    layouts: tuple[Layout, ...]
     engine_args: Mapping[str, Any]
     frontend_args: Mapping[str, Any]
     host: str
     port: int
     ingresses: int
-    start_timeout_s: float
     drain_timeout_s: float
-    step_timeout_s: int
+    step_timeout_s: float
+    hold_s: float
+    admission: Limits
+    simulated: SimulatedEngineConfig | None = None
+    spec: ModelSpec | None = None
 
     @property
-    def replica_names(self) -> tuple[str, ...]:
-        """One Serve application each; the shape is part of the name."""
-        return tuple(f"{self._slug}--{layout.shape}--{index}" for index, layout in enumerate(self.layouts))
+    def slug(self) -> str:
+        """The model's name as part of the names of Serve applications."""
+        return self.model.replace("/", "-")
 
     @property
     def ingress_name(self) -> str:
         """The Serve application that answers HTTP."""
-        return f"{self._slug}--ingress"
-
-    @property
-    def _slug(self) -> str:
-        return self.model.replace("/", "-")
+        return f"{self.slug}--ingress"
 
 
-def deploy(plan: FleetPlan, inventory: Inventory) -> None:
-    """Ask Serve for the ingress and all replicas at once; returns before they are ready."""
-    serve.start(proxy_location="HeadOnly", http_options={"host": plan.host, "port": plan.port})
-    env = {
+def start_serve() -> None:
+    """Have Serve running, without its proxies: the ingresses listen themselves."""
+    serve.start(proxy_location="Disabled")
+
+
+def stop_serve() -> None:
+    """End Serve and all its applications."""
+    serve.shutdown()  # type: ignore[no-untyped-call]
+
+
+def start_ingress(plan: FleetPlan, secret: str) -> None:
+    """Ask Serve for the ingresses of a model; returns before they are ready."""
+    ingress = IngressPlan(
+        model=plan.model,
+        serve_args={"model": plan.source, **plan.engine_args, **plan.frontend_args},
+        host=plan.host,
+        port=plan.port,
+        secret=secret,
+        limits=plan.admission,
+    )
+    _run(plan.ingress_name, ingress_app(ingress, _env(plan), plan.ingresses))
+
+
+def start_replica(plan: FleetPlan, name: str, layout: Layout, where: Inventory, secret: str) -> None:
+    """Ask Serve for one replica; returns before it is ready."""
+    replica = ReplicaPlan(
+        name=name,
+        model=plan.source,
+        layout=layout,
+        engine_args=plan.engine_args,
+        node_names={ray_id: node for node, ray_id in where.ray_node_ids.items()},
+        secret=secret,
+        step_timeout_s=plan.step_timeout_s,
+        simulated=plan.simulated,
+        spec=plan.spec,
+    )
+    _run(name, replica_app(replica, where.selectors, _env(plan)))
+
+
+def _run(name: str, app: serve.Application) -> None:
+    target = RunTarget(app, name=name, route_prefix=None, logging_config=LOGGING)
+    serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
+
+
+def _env(plan: FleetPlan) -> dict[str, str]:
+    return {
         # EngineCore is a Ray driver of its own and would otherwise look for whichever cluster was started last.
         "RAY_ADDRESS": ray.get_runtime_context().gcs_address,
-        "VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS": str(plan.step_timeout_s),
+        # vLLM's own limit is the second line: the replica notices first.
+        "VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS": str(int(plan.step_timeout_s + STEP_MARGIN_S)),
     }
-    node_names = {ray_id: name for name, ray_id in inventory.ray_node_ids.items()}
-    ingress = ingress_app(plan.source, plan.engine_args, plan.frontend_args, plan.replica_names, env, plan.ingresses)
-    targets = [RunTarget(ingress, name=plan.ingress_name, route_prefix="/", logging_config=LOGGING)]
-    for name, layout in zip(plan.replica_names, plan.layouts, strict=True):
-        replica = ReplicaPlan(
-            name=name, model=plan.source, layout=layout, engine_args=plan.engine_args, node_names=node_names
-        )
-        app = replica_app(replica, inventory.selectors, env, plan.drain_timeout_s)
-        targets.append(RunTarget(app, name=name, route_prefix=None, logging_config=LOGGING))
-    serve.run_many(targets, wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
 
 
-def wait_until_running(plan: FleetPlan, on_change: Callable[[str, str], None]) -> None:
-    """Wait for every application; ``on_change(application, state)`` tells of each change on the way.
+def applications() -> dict[str, ApplicationStatusOverview]:
+    """Every Serve application by its name."""
+    return dict(serve.status().applications)
 
-    Raises:
-        FleetStartError: one failed, or ``start_timeout_s`` passed.
-    """
-    names = (plan.ingress_name, *plan.replica_names)
-    deadline_s = time.monotonic() + plan.start_timeout_s
-    seen: dict[str, ApplicationStatus] = {}
-    while any(seen.get(name) != ApplicationStatus.RUNNING for name in names):
-        applications = serve.status().applications
-        for name in names:
-            overview = applications.get(name)
-            if overview is not None and overview.status != seen.get(name):
-                seen[name] = overview.status
-                on_change(name, overview.status.value.lower())
-                if overview.status == ApplicationStatus.DEPLOY_FAILED:
-                    raise FleetStartError(f"{name} did not start: {cause_of(overview)}")
-        if time.monotonic() > deadline_s:
-            waiting = ", ".join(name for name in names if seen.get(name) != ApplicationStatus.RUNNING)
-            raise FleetStartError(f"{waiting}: not ready after limits.start_timeout_s = {plan.start_timeout_s:g} s")
-        time.sleep(POLL_S)
+
+async def report_of(name: str, *, fresh: bool = False) -> ReplicaReport:
+    """Ask a running replica. Raises whatever Serve raises when it does not answer."""
+    handle = serve.get_deployment_handle(REPLICA_DEPLOYMENT, name)
+    report: ReplicaReport = await handle.report.remote(fresh=fresh)
+    return report
+
+
+def reports(names: Iterable[str]) -> dict[str, ReplicaReport | str]:
+    """Ask every replica where it is now; for one that does not run, the state Serve gives it instead."""
+    found = applications()
+    answers: dict[str, ReplicaReport | str] = {}
+    for name in names:
+        overview = found.get(name)
+        if overview is None:
+            answers[name] = "gone"
+        elif is_running(overview):
+            answers[name] = serve.get_deployment_handle(REPLICA_DEPLOYMENT, name).report.remote().result()
+        else:
+            answers[name] = overview.status.value.lower()
+    return answers
+
+
+def delete(name: str) -> None:
+    """Have an application deleted; returns before it is gone."""
+    serve.delete(name, _blocking=False)
+
+
+def seated_applications() -> frozenset[str]:
+    """Applications whose placement group still holds GPUs: Serve names it after the replica it is for."""
+    live = (group["name"] for group in placement_group_table().values() if group["state"] != "REMOVED")
+    return frozenset(name.removeprefix(REPLICA_ID_PREFIX).partition("#")[0] for name in live)
 
 
 def cause_of(overview: ApplicationStatusOverview) -> str:
@@ -112,33 +162,22 @@ def cause_of(overview: ApplicationStatusOverview) -> str:
     return "\n".join(lines[starts[-1] :]) if starts else text
 
 
-def reports(replica_names: Sequence[str]) -> dict[str, ReplicaReport | str]:
-    """Ask every replica where it is; for one that does not run, the state Serve gives it instead."""
-    applications = serve.status().applications
-    answers: dict[str, ReplicaReport | str] = {}
-    for name in replica_names:
-        overview = applications.get(name)
-        if overview is None:
-            answers[name] = "gone"
-        elif overview.status != ApplicationStatus.RUNNING:
-            answers[name] = overview.status.value.lower()
-        else:
-            answers[name] = serve.get_deployment_handle(REPLICA_DEPLOYMENT, name).report.remote().result()
-    return answers
+def is_running(overview: ApplicationStatusOverview | None) -> bool:
+    """Whether the application has all it asked for."""
+    return overview is not None and overview.status == ApplicationStatus.RUNNING
 
 
-def delete(application_names: Sequence[str], drain_timeout_s: float) -> None:
-    """Drain the replicas, then delete the applications; those of others stay."""
-    running = serve.status().applications
-    ours = [name for name in application_names if name in running]
-    drains = [
-        serve.get_deployment_handle(REPLICA_DEPLOYMENT, name).drain.remote(drain_timeout_s)
-        for name in ours
-        if REPLICA_DEPLOYMENT in running[name].deployments and running[name].status == ApplicationStatus.RUNNING
-    ]
-    for drain in drains:
-        drain.result()
-    for name in ours:
-        serve.delete(name)
-    if not set(running) - set(ours):
-        serve.shutdown()  # type: ignore[no-untyped-call]
+def is_going(overview: ApplicationStatusOverview) -> bool:
+    """Whether the application is being deleted."""
+    return overview.status == ApplicationStatus.DELETING
+
+
+def is_ours(name: str, overview: ApplicationStatusOverview) -> bool:
+    """Whether an application is a replica or an ingress of a fleet, by its name and by what it holds."""
+    kind = INGRESS_DEPLOYMENT if name.endswith("--ingress") else REPLICA_DEPLOYMENT
+    return _OUR_NAME.fullmatch(name) is not None and set(overview.deployments) <= {kind}
+
+
+def has_failed(overview: ApplicationStatusOverview) -> bool:
+    """Whether Serve has given the application up."""
+    return overview.status == ApplicationStatus.DEPLOY_FAILED

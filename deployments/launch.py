@@ -1,11 +1,10 @@
 """`archipelago serve`, `status` and `stop`: what is started, asked and ended, in order."""
 
 import contextlib
-import logging
+import secrets
 import signal
-import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,28 +13,38 @@ import ray
 from ray.exceptions import RayError
 
 from deployments import fleet, local_cluster, run_record
+from deployments.app import HEAD_NODE
 from deployments.check import Checked
-from deployments.config import ClusterConfig, Config
-from deployments.config import LocalCluster as LocalClusterConfig
-from deployments.config import RayCluster as RayClusterConfig
-from deployments.config import SimulatedCluster as SimulatedClusterConfig
+from deployments.cluster_access import (
+    CONNECT_TIMEOUT_S,
+    LaunchError,
+    Say,
+    address_of,
+    connect,
+    connected,
+    discover,
+    given_memory_bytes,
+    is_reachable,
+    start_cluster,
+)
+from deployments.config import Config
+from deployments.configured_model import model_record
+from deployments.control.gate import Caller
+from deployments.control.wire import Event
+from deployments.controller.actor import FleetController
+from deployments.controller.records import ModelRecord, Settings
 from deployments.fleet import FleetPlan
-from deployments.gpu_memory import GpuMemoryUnknownError, gpu_memory_bytes
-from deployments.islands import Inventory, NoGpusError, inventory
-from deployments.local_cluster import ClusterStartError, LocalCluster
-from deployments.placing import place_replicas
+from deployments.gpu_memory import GpuMemoryUnknownError
+from deployments.ingress import CONTROLLER, NAMESPACE
+from deployments.islands import NoGpusError
+from deployments.local_cluster import LocalCluster
 from deployments.replica import ReplicaReport
 from deployments.run_record import RunRecord
 from deployments.tiny_models import cache_root, make_model
 
-GIB = 2**30
 POLL_S = 0.25
-CONNECT_TIMEOUT_S = 5.0
-Say = Callable[[str], None]
-
-
-class LaunchError(Exception):
-    """One sentence for the user: what stood in the way, and what to do."""
+GONE_TIMEOUT_S = 60.0
+Controller = Any  # a handle of the actor FleetController: Ray's types do not follow its methods
 
 
 def serve(checked: Checked, record_path: Path, environ: Mapping[str, str], say: Say) -> RunRecord:
@@ -51,19 +60,20 @@ def serve(checked: Checked, record_path: Path, environ: Mapping[str, str], say: 
         say(f"making the model {checked.source.made} (kept for the next time)")
         make_model(checked.source.made, cache_root(environ))
     record = None
-    cluster = _start_cluster(checked.config.cluster, environ, say)
+    cluster = start_cluster(checked.config.cluster, environ, say)
     try:
-        _connect(cluster.address if cluster else _address(checked.config))
-        where = _inventory(checked.config)
-        plan = fleet_plan(checked, where)
-        record = _record(plan, cluster)
+        connect(cluster.address if cluster else address_of(checked.config))
+        where = discover(checked.config)
+        wanted = model_record(checked, where.cluster)
+        controller = _controller(checked.config, record_path)
+        record = _record(wanted.plan, controller, cluster)
         run_record.write(record_path, record)
-        _deploy(plan, where, say)
+        _deploy(wanted, controller, say)
     except BaseException as error:
         say("taking back what was started")
         with _undisturbed():
             _take_back(cluster, record, record_path)
-        if isinstance(error, fleet.FleetStartError | NoGpusError | GpuMemoryUnknownError | RayError):
+        if isinstance(error, NoGpusError | GpuMemoryUnknownError | RayError):
             raise LaunchError(str(error)) from error
         raise
     finally:
@@ -77,16 +87,47 @@ def stop(record_path: Path, say: Say) -> bool:
     if record is None:
         return False
     say(f"stopping {record.model}")
-    if record.cluster is not None:
-        say(f"{local_cluster.stop(record.cluster)} processes have ended")
-    elif not _is_reachable(record.ray_address):
+    if not is_reachable(record.ray_address):
         say(f"the Ray cluster at {record.ray_address} is gone, and the deployment with it")
     else:
-        with _connected(record.ray_address):
-            say(f"draining {len(record.replicas)} replicas, for {record.drain_timeout_s:g} s at the most")
-            fleet.delete((record.ingress, *record.replicas), record.drain_timeout_s)
-    record_path.unlink(missing_ok=True)
+        with connected(record.ray_address):
+            _drain(record, say)
+            if record.cluster is None:
+                _remove(record.model)
+    if record.cluster is not None:
+        say(f"{local_cluster.stop(record.cluster)} processes have ended")
+    run_record.remove(record_path)
     return True
+
+
+def _drain(record: RunRecord, say: Say) -> None:
+    """Let clients finish, as long as the configuration allows."""
+    try:
+        controller: Controller = ray.get_actor(CONTROLLER, namespace=NAMESPACE)
+        waiting = ray.get(controller.close.remote(record.model, 0), timeout=CONNECT_TIMEOUT_S)
+        if waiting:
+            say(f"waiting for {waiting} requests, for {record.drain_timeout_s:g} s at the most")
+            waiting = ray.get(controller.close.remote(record.model, record.drain_timeout_s))
+            say(f"{waiting} requests are cut off" if waiting else "all requests are answered")
+    except (RayError, ValueError) as error:
+        say(f"the fleet controller does not answer, so nothing is waited for: {error}")
+
+
+def _remove(model: str) -> None:
+    """Have the controller end a model, and the controller too when that was the last one."""
+    try:
+        controller: Controller = ray.get_actor(CONTROLLER, namespace=NAMESPACE)
+    except ValueError:
+        return
+    ray.get(controller.remove.remote(model))
+    deadline_s = time.monotonic() + GONE_TIMEOUT_S
+    while model in (left := ray.get(controller.models.remote())) and time.monotonic() < deadline_s:
+        time.sleep(POLL_S)
+    if not left:
+        ray.get(controller.forget_everything.remote())
+        ray.kill(controller)
+        if not fleet.applications():
+            fleet.stop_serve()
 
 
 def status(record_path: Path) -> tuple[RunRecord, dict[str, ReplicaReport | str]] | None:
@@ -94,8 +135,9 @@ def status(record_path: Path) -> tuple[RunRecord, dict[str, ReplicaReport | str]
     record = run_record.read(record_path)
     if record is None or not run_record.is_alive(record):
         return None
-    with _connected(record.ray_address):
-        return record, fleet.reports(record.replicas)
+    with connected(record.ray_address):
+        controller: Controller = ray.get_actor(CONTROLLER, namespace=NAMESPACE)
+        return record, fleet.reports(ray.get(controller.names.remote(record.model)))
 
 
 def is_serving(record: RunRecord) -> bool:
@@ -103,68 +145,69 @@ def is_serving(record: RunRecord) -> bool:
     return run_record.health(record.url) == httpx.codes.OK
 
 
-def fleet_plan(checked: Checked, where: Inventory) -> FleetPlan:
-    """Seat the replicas on the cluster that is really there. Raises ConfigError where they do not fit."""
-    config, model = checked.config, checked.config.model
-    placed = place_replicas(model, checked.shape, checked.model, where.cluster)
-    engine_args: dict[str, Any] = {**model.engine, "served_model_name": model.name}
-    if model.reasoning_parser is not None:
-        engine_args["reasoning_parser"] = model.reasoning_parser
-    frontend_args = {
-        "chat_template": model.chat_template,
-        "tool_call_parser": model.tool_call_parser,
-        "enable_auto_tool_choice": model.tool_call_parser is not None,
-    }
-    return FleetPlan(
-        model=model.name,
-        source=checked.source.location,
-        layouts=placed.layouts,
-        engine_args=engine_args,
-        frontend_args=frontend_args,
-        host=config.endpoint.host,
-        port=config.endpoint.port,
-        ingresses=config.endpoint.ingresses,
-        start_timeout_s=config.limits.start_timeout_s,
-        drain_timeout_s=config.limits.drain_timeout_s,
-        step_timeout_s=config.limits.step_timeout_s,
+def start_controller(settings: Settings) -> Controller:
+    """The fleet controller of the cluster, started if there is none."""
+    actor = ray.remote(FleetController).options(
+        name=CONTROLLER,
+        namespace=NAMESPACE,
+        lifetime="detached",
+        get_if_exists=True,
+        max_restarts=-1,
+        max_task_retries=-1,
+        num_cpus=0,
+        resources=HEAD_NODE,
     )
+    controller: Controller = actor.remote(settings)
+    return controller
 
 
-def _start_cluster(config: ClusterConfig, environ: Mapping[str, str], say: Say) -> LocalCluster | None:
-    try:
-        match config:
-            case SimulatedClusterConfig(islands=islands, gpus_per_island=gpus):
-                say(f"starting a Ray cluster of {islands} simulated nodes with {gpus} GPUs each")
-                return local_cluster.start_simulated(islands, gpus, environ)
-            case LocalClusterConfig():
-                say("starting Ray on the GPUs of this machine")
-                return local_cluster.start(environ)
-            case RayClusterConfig():
-                return None
-    except ClusterStartError as error:
-        raise LaunchError(str(error)) from error
+def _controller(config: Config, record_path: Path) -> Controller:
+    token = secrets.token_urlsafe(32)
+    settings = Settings(
+        secret=secrets.token_urlsafe(32),
+        tokens={token: Caller(name="operator", role="write")},
+        host=config.control.host,
+        port=config.control.port,
+        gpu_memory_bytes=given_memory_bytes(config.cluster),
+        state_dir=str(record_path.parent.absolute()),
+    )
+    controller = start_controller(settings)
+    token, _ = next(iter(ray.get(controller.settings.remote()).tokens.items()))
+    run_record.write_token(run_record.token_path(record_path), token)
+    return controller
 
 
-def _inventory(config: Config) -> Inventory:
-    ray_nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-    if isinstance(config.cluster, SimulatedClusterConfig):
-        memory_bytes = dict.fromkeys((node["NodeID"] for node in ray_nodes), int(config.cluster.gpu_memory_gib * GIB))
-    else:
-        memory_bytes = gpu_memory_bytes(ray_nodes)
-    return inventory(ray_nodes, memory_bytes)
-
-
-def _deploy(plan: FleetPlan, where: Inventory, say: Say) -> None:
-    for name, layout in zip(plan.replica_names, plan.layouts, strict=True):
-        islands = ", ".join(sorted({seat.island for seat in layout.seats}))
-        say(f"starting {name}: {layout.shape.gpus} workers on {islands}")
-    fleet.deploy(plan, where)
-    fleet.wait_until_running(plan, lambda name, state: say(f"{name} is {state}"))
-    deadline_s = time.monotonic() + plan.start_timeout_s
-    while run_record.health(url_of(plan)) != httpx.codes.OK:
+def _deploy(wanted: ModelRecord, controller: Controller, say: Say) -> None:
+    """Have the model served, and tell what happens until requests are answered."""
+    plan = wanted.plan
+    newest = ray.get(controller.events.remote(None, plan.model, 0)).newest  # what was before is not our business
+    ray.get(controller.serve.remote(wanted))
+    deadline_s = time.monotonic() + wanted.limits.start_timeout_s
+    while not (is_settled(controller, plan.model) and run_record.health(url_of(plan)) == httpx.codes.OK):
+        page = ray.get(controller.events.remote(newest, plan.model, POLL_S))
+        newest = page.newest
+        for event in page.events:
+            _tell(event, say)
+        overview = fleet.applications().get(plan.ingress_name)
+        if overview is not None and fleet.has_failed(overview):
+            raise LaunchError(f"{plan.ingress_name} did not start: {fleet.cause_of(overview)}")
         if time.monotonic() > deadline_s:
-            raise LaunchError(f"{url_of(plan)}/health did not turn healthy within {plan.start_timeout_s:g} s")
-        time.sleep(POLL_S)
+            raise LaunchError(
+                f"{plan.model} is not ready after limits.start_timeout_s = {wanted.limits.start_timeout_s:g} s"
+            )
+
+
+def _tell(event: Event, say: Say) -> None:
+    if event.kind == "failure":
+        who = f"{event.replica} did not start: " if event.replica else ""
+        raise LaunchError(who + event.text.removeprefix("It is failed: "))
+    say(f"{event.replica}: {event.text}" if event.replica else event.text)
+
+
+def is_settled(controller: Controller, model: str) -> bool:
+    """Whether all replicas of the model that are wanted serve."""
+    view = ray.get(controller.read.remote()).fleet(model)
+    return view is not None and view.phase == "steady"
 
 
 @contextlib.contextmanager
@@ -183,56 +226,27 @@ def _take_back(cluster: LocalCluster | None, record: RunRecord | None, record_pa
     if cluster is not None:
         local_cluster.stop(cluster)
     elif record is not None:
-        fleet.delete((record.ingress, *record.replicas), drain_timeout_s=0)
-    record_path.unlink(missing_ok=True)
+        _remove(record.model)
+    run_record.remove(record_path)
 
 
-def _record(plan: FleetPlan, cluster: LocalCluster | None) -> RunRecord:
+def _record(plan: FleetPlan, controller: Controller, cluster: LocalCluster | None) -> RunRecord:
+    settings: Settings = ray.get(controller.settings.remote())
     return RunRecord(
         ray_address=ray.get_runtime_context().gcs_address,
         cluster=cluster,
         model=plan.model,
         url=url_of(plan),
-        ingress=plan.ingress_name,
-        replicas=plan.replica_names,
+        control_url=_url(settings.host, settings.port),
         drain_timeout_s=plan.drain_timeout_s,
     )
 
 
 def url_of(plan: FleetPlan) -> str:
     """Where a client on this machine finds the endpoint."""
-    host = "127.0.0.1" if plan.host == "0.0.0.0" else plan.host
-    return f"http://{host}:{plan.port}"
+    return _url(plan.host, plan.port)
 
 
-def _address(config: Config) -> str:
-    return config.cluster.address if isinstance(config.cluster, RayClusterConfig) else "auto"
-
-
-def _connect(address: str) -> None:
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    refusal = LaunchError(f"cluster.address: no Ray cluster answers at {address!r}; start one with `ray start --head`")
-    if address != "auto" and not _is_reachable(address):  # ray.init would try for minutes
-        raise refusal
-    try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except ConnectionError as error:
-        raise refusal from error
-
-
-def _is_reachable(address: str) -> bool:
-    host, _, port = address.rpartition(":")
-    try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S):
-            return True
-    except OSError:
-        return False
-
-
-@contextlib.contextmanager
-def _connected(address: str) -> Iterator[None]:
-    _connect(address)
-    try:
-        yield
-    finally:
-        ray.shutdown()
+def _url(host: str, port: int) -> str:
+    reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"

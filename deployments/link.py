@@ -1,49 +1,34 @@
-"""The ingress's end of the wire: one long-lived stream from each replica, one batch of requests at a time to each.
+"""Every running request of one ingress: the replica it is on, what has arrived of it, and its way to another replica.
 
-Downstream a replica sends one message per engine step for all requests of this ingress; one Ray object per token would
-cost a third of the throughput. Upstream, whatever has gathered while the last batch was on its way goes as one batch,
-which also keeps an abort behind the request it aborts. A replica is ready while its stream is up.
+The link remembers the token ids that each request has got, so when a replica dies, or has to give up its requests, they
+go to another one and continue after the last token that arrived here: the new engine takes those tokens for its own
+output. While no replica can take them they wait.
+
+A request that was aboard when replicas died may be what kills them. After a few deaths it shares a replica with no
+other suspect, and the next death ends it; so it can take down a bounded number of replicas and its neighbours survive.
 """
 
 import asyncio
-import contextlib
 import logging
-from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, field
-from typing import Protocol
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
-from deployments import router
+from deployments.membership import IngressReport, Member, Membership
+from deployments.peer import RENEW_S, Dial, Frames, Peer
+from deployments.routing import Arrival, Refusal
+from deployments.stream import SUSPECT_AFTER, Request, Stream
+from deployments.traffic import Traffic
 
-Frames = list[bytes]
+__all__ = ["Failed", "FleetLink", "Frames", "NoReplicaReadyError", "Request", "Step"]
 
-RECONNECT_S = 0.5
-# The replica drops the requests of an ingress it has not heard of for LEASE_S; an idle link renews well within it.
-RENEW_S = 5.0
-LEASE_S = 30.0
+MAX_HELD = 10_000
 
 log = logging.getLogger(__name__)
 
 
 class NoReplicaReadyError(Exception):
     """No replica of the model can take a request now."""
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """An encoded request and what the router needs to know of it."""
-
-    request_id: str
-    frames: Frames
-    prompt_tokens: int
-    max_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """What an ingress tells one replica at a time; an empty one renews its lease."""
-
-    requests: tuple[Frames, ...] = ()
-    aborts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,146 +40,242 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
-class Lost:
-    """The requests that were on a replica when its stream broke."""
+class Failed:
+    """A request that was given up, and why."""
 
-    replica: str
-    request_ids: tuple[str, ...]
-
-
-class ReplicaPort(Protocol):
-    """How an ingress reaches one replica (over Ray Serve in production)."""
-
-    def stream(self, ingress: str) -> AsyncIterator[Frames]:
-        """Yield an empty message when the replica is ready, then one message per engine step, until it goes."""
-
-    async def submit(self, ingress: str, batch: Batch) -> None:
-        """Deliver one batch; returns when the replica has taken it."""
-
-
-@dataclass(slots=True)
-class _Connection:
-    port: ReplicaPort
-    ready: bool = False
-    outstanding: dict[str, int] = field(default_factory=dict)  # request id -> tokens still to compute
-    requests: list[Frames] = field(default_factory=list)
-    aborts: list[str] = field(default_factory=list)
-    has_mail: asyncio.Event = field(default_factory=asyncio.Event)
+    request_id: str
+    reason: str
 
 
 class FleetLink:
-    """The replicas as one ingress sees them. Used from one event loop."""
+    """The replicas of a model as one ingress sees them. Used from one event loop."""
 
-    def __init__(self, ingress: str, ports: Mapping[str, ReplicaPort]) -> None:
+    def __init__(self, ingress: str, dial: Dial, traffic: Traffic, now: Callable[[], float] = time.monotonic) -> None:
         self._ingress = ingress
-        self._connections = {name: _Connection(port) for name, port in ports.items()}
-        self._holder: dict[str, str] = {}  # request id -> replica
-        self._events: asyncio.Queue[Step | Lost] = asyncio.Queue()
-        self._tasks: list[asyncio.Task[None]] = []
+        self._dial = dial
+        self._traffic = traffic
+        self._now = now
+        self._membership = Membership()
+        self._peers: dict[str, Peer] = {}
+        self._streams: dict[str, Stream] = {}
+        self._aboard: dict[str, Stream] = {}  # those that are on a replica, by wire id
+        self._held: dict[str, Stream] = {}  # the others, by request id
+        self._events: asyncio.Queue[Step | Failed] = asyncio.Queue()
+        self._sweeper: asyncio.Task[None] | None = None
+        self._moved = 0
+        self._quarantined = 0
+
+    # --- what is known ---
+
+    @property
+    def name(self) -> str:
+        """This ingress."""
+        return self._ingress
+
+    @property
+    def membership(self) -> Membership:
+        """The fleet as the controller last described it."""
+        return self._membership
 
     @property
     def replicas(self) -> tuple[str, ...]:
         """Names of all replicas, ready or not."""
-        return tuple(self._connections)
+        return tuple(self._peers)
 
     @property
     def ready(self) -> tuple[str, ...]:
-        """Names of the replicas that take requests now."""
-        return tuple(name for name, connection in self._connections.items() if connection.ready)
+        """Names of the replicas that take new requests now."""
+        return tuple(name for name, peer in self._peers.items() if peer.takes_requests)
 
-    def open(self) -> None:
-        """Start to connect; replicas become ready as their engines do."""
-        for name, connection in self._connections.items():
-            self._tasks.append(asyncio.create_task(self._stay_connected(name, connection)))
+    @property
+    def is_open(self) -> bool:
+        """Whether a new request would be taken, at once or after an announced stall."""
+        return not self._membership.is_closing and bool(self.ready or self._membership.holds_new)
 
-    def close(self) -> None:
-        """Drop the connections; the replicas notice and abort what is left."""
-        for task in self._tasks:
-            task.cancel()
+    def report(self) -> IngressReport:
+        """What the controller wants to know of this ingress."""
+        return IngressReport(
+            ingress=self._ingress,
+            unfinished_requests=len(self._streams),
+            held_requests=len(self._held),
+            moved_requests=self._moved,
+            quarantined_requests=self._quarantined,
+            decode_tokens_per_s=self._traffic.speeds(),
+        )
+
+    def refusal(self, arrival: Arrival) -> Refusal | None:
+        """Whether a new request like this one should be refused now; held requests are not."""
+        return self._traffic.refusal(arrival, self.ready) if self.ready else None
+
+    # --- for the engine in the ingress ---
 
     def submit(self, request: Request) -> None:
-        """Route a request and put it in the mail.
+        """Send a request to the replica the router chooses; hold it during an announced stall.
 
         Raises:
             NoReplicaReadyError: nothing has been sent.
         """
-        loads = (
-            router.Load(replica=name, outstanding_tokens=sum(connection.outstanding.values()))
-            for name, connection in self._connections.items()
-            if connection.ready
-        )
-        name = router.choose(loads)
-        if name is None:
-            raise NoReplicaReadyError(f"none of the {len(self._connections)} replicas is ready")
-        connection = self._connections[name]
-        self._holder[request.request_id] = name
-        connection.outstanding[request.request_id] = request.prompt_tokens + request.max_tokens
-        connection.requests.append(request.frames)
-        connection.has_mail.set()
+        if not self.is_open or (not self.ready and len(self._held) >= MAX_HELD):
+            raise NoReplicaReadyError(f"none of the {self._membership.planned_replicas} replicas takes requests now")
+        stream = Stream(request)
+        self._send_or_hold(stream)
+        self._streams[request.request_id] = stream
 
-    def abort(self, request_ids: list[str]) -> None:
-        """Put aborts in the mail of the replicas that hold the requests; unknown ids have finished already."""
+    def abort(self, request_ids: Iterable[str]) -> None:
+        """Have the requests dropped wherever they are; unknown ids have finished already."""
         for request_id in request_ids:
-            name = self._holder.pop(request_id, None)
-            if name is not None:
-                connection = self._connections[name]
-                connection.outstanding.pop(request_id, None)
-                connection.aborts.append(request_id)
-                connection.has_mail.set()
+            stream = self._streams.get(request_id)
+            if stream is not None:
+                if stream.peer is not None:
+                    stream.peer.abort(stream.wire_id)
+                self._end(stream)
 
-    def settle(self, request_id: str, new_tokens: int, *, finished: bool) -> None:
-        """Account for tokens a replica has computed."""
-        name = self._holder.get(request_id)
-        if name is None:
-            return
-        outstanding = self._connections[name].outstanding
-        if finished:
-            del self._holder[request_id], outstanding[request_id]
-        else:
-            outstanding[request_id] = max(1, outstanding[request_id] - new_tokens)
+    def settle(self, replica: str, wire_id: str, token_ids: Sequence[int], *, is_finished: bool) -> str | None:
+        """Account for what a replica has computed; returns the request it is about.
 
-    async def next_event(self) -> Step | Lost:
-        """Wait for the next message of any replica, or the loss of one."""
+        None when the request is no longer there: it has moved, or its client has gone.
+        """
+        stream = self._aboard.get(wire_id)
+        if stream is None:
+            return None
+        stream.token_ids.extend(token_ids)
+        self._traffic.computed(replica, wire_id, len(token_ids))
+        if is_finished:
+            self._end(stream)
+        return stream.request.request_id
+
+    async def next_event(self) -> Step | Failed:
+        """Wait for the next step of any replica, or the end of a request that could not go on."""
         return await self._events.get()
 
-    async def _stay_connected(self, name: str, connection: _Connection) -> None:
+    # --- for the fleet ---
+
+    def update(self, membership: Membership) -> None:
+        """Follow the fleet: connect to new replicas, leave those that are gone, move what has to move."""
+        self._membership = membership
+        if self._sweeper is None:
+            self._sweeper = asyncio.create_task(self._sweep())
+        members = {member.replica: member for member in membership.members}
+        gone = [peer for name, peer in self._peers.items() if not _is_at(members.get(name), peer.member)]
+        for peer in gone:  # all of them first, so that none gets the requests of another
+            del self._peers[peer.member.replica]
+            self._traffic.forget(peer.member.replica)
+            peer.close()
+        for name, member in members.items():
+            self._traffic.expect(member)
+            if name in self._peers:
+                self._peers[name].member = member
+            else:
+                self._peers[name] = Peer(member, self._ingress, self._dial, self, self._now)
+        for peer in gone:
+            self.lost(peer)
+        for peer in self._peers.values():
+            if peer.member.leaves:
+                self._move_all(peer)
+        self._send_held()
+
+    def close(self) -> None:
+        """Drop the connections; the replicas notice and abort what is left."""
+        for peer in self._peers.values():
+            peer.close()
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+
+    # --- for the peers ---
+
+    def connected(self) -> None:
+        """A replica can take requests."""
+        self._send_held()
+
+    def stepped(self, replica: str, frames: Frames) -> None:
+        """A replica has sent an engine step."""
+        self._events.put_nowait(Step(replica, frames))
+
+    def lost(self, peer: Peer) -> None:
+        """A replica has gone with all that was on it."""
+        for stream in self._all_on(peer):
+            self._take_off(stream)
+            # No word since it was sent: the replica was dead already, with others perhaps, and did not die of it.
+            stream.deaths += peer.messages > stream.messages_before
+            if stream.request.unmovable is not None:
+                self._fail(stream, f"replica {peer.member.replica} has gone, and {stream.request.unmovable}")
+            elif stream.deaths > SUSPECT_AFTER:
+                self._quarantined += 1
+                self._fail(stream, f"{stream.deaths} replicas have died with it aboard; it is not tried again")
+            else:
+                self._moved += 1
+                self._send_or_hold(stream)
+
+    # --- sending, holding, moving ---
+
+    def _send_or_hold(self, stream: Stream) -> None:
+        if not self._try_to_send(stream):
+            stream.give_up_at_s = self._now() + self._membership.hold_s
+            self._held[stream.request.request_id] = stream
+
+    def _try_to_send(self, stream: Stream) -> bool:
+        names = [name for name in self.ready if not stream.is_suspect or not self._has_suspect(self._peers[name])]
+        if not names:
+            return False
+        arrival, request = stream.arrival(), stream.request
+        frames = request.encode(arrival.request_id, stream.token_ids)  # first: what it raises must leave nothing behind
+        name = self._traffic.send(arrival, request.prompt_token_ids, request.salt, names, self._now())
+        if name is None:
+            return False
+        stream.peer, stream.wire_id = self._peers[name], arrival.request_id
+        stream.messages_before = stream.peer.messages
+        stream.sendings += 1
+        self._aboard[stream.wire_id] = stream
+        stream.peer.send(frames)
+        return True
+
+    def _send_held(self) -> None:
+        for request_id, stream in sorted(self._held.items(), key=lambda item: item[1].request.priority):
+            if self._try_to_send(stream):
+                del self._held[request_id]
+
+    def _move_all(self, peer: Peer) -> None:
+        for stream in self._all_on(peer):
+            if stream.request.unmovable is None:
+                peer.abort(stream.wire_id)
+                self._take_off(stream)
+                self._moved += 1
+                self._send_or_hold(stream)
+
+    def _all_on(self, peer: Peer) -> list[Stream]:
+        return [stream for stream in self._aboard.values() if stream.peer is peer]
+
+    def _has_suspect(self, peer: Peer) -> bool:
+        return any(stream.is_suspect for stream in self._all_on(peer))
+
+    def _take_off(self, stream: Stream) -> bool:
+        """Forget that the request is on its replica; False when it was on none."""
+        if stream.peer is None:
+            return False
+        del self._aboard[stream.wire_id]
+        self._traffic.ended(stream.peer.member.replica, stream.wire_id)
+        stream.peer = None
+        return True
+
+    def _end(self, stream: Stream) -> None:
+        del self._streams[stream.request.request_id]
+        self._held.pop(stream.request.request_id, None)
+        if self._take_off(stream) and stream.is_suspect:
+            self._send_held()  # another suspect may have waited for the place
+
+    def _fail(self, stream: Stream, reason: str) -> None:
+        self._end(stream)
+        log.error("request %s is given up: %s", stream.request.request_id, reason)
+        self._events.put_nowait(Failed(stream.request.request_id, reason))
+
+    async def _sweep(self) -> None:
         while True:
-            try:
-                # When one direction fails the other is ended with it: only a new stream makes the replica drop what
-                # this ingress has given up, and a batch that is still on its way belongs to that.
-                async with asyncio.TaskGroup() as directions:
-                    directions.create_task(self._receive(name, connection))
-                    directions.create_task(self._send(connection))
-            except* Exception as errors:  # noqa: BLE001  whatever it was, the answer is to connect again
-                log.warning("lost replica %s: %s", name, errors.exceptions[0])
-            finally:
-                self._disconnect(name, connection)
-            await asyncio.sleep(RECONNECT_S)
+            await asyncio.sleep(RENEW_S)
+            now_s = self._now()
+            for stream in [stream for stream in self._held.values() if stream.give_up_at_s < now_s]:
+                self._fail(stream, f"no replica could take it within {self._membership.hold_s:g} s")
 
-    async def _receive(self, name: str, connection: _Connection) -> None:
-        async for frames in connection.port.stream(self._ingress):
-            connection.ready = True
-            if frames:
-                self._events.put_nowait(Step(name, frames))
-        raise ConnectionError("its stream has ended")
 
-    async def _send(self, connection: _Connection) -> None:
-        while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(RENEW_S):
-                    await connection.has_mail.wait()
-            connection.has_mail.clear()
-            if connection.ready:
-                batch = Batch(tuple(connection.requests), tuple(connection.aborts))
-                connection.requests, connection.aborts = [], []
-                await connection.port.submit(self._ingress, batch)
-
-    def _disconnect(self, name: str, connection: _Connection) -> None:
-        connection.ready = False
-        lost = tuple(connection.outstanding)
-        connection.requests, connection.aborts, connection.outstanding = [], [], {}
-        connection.has_mail.clear()
-        for request_id in lost:
-            self._holder.pop(request_id, None)
-        if lost:
-            self._events.put_nowait(Lost(name, lost))
+def _is_at(member: Member | None, known: Member) -> bool:
+    """Whether a replica is still where it was; otherwise it has gone, or Serve has started it again."""
+    return member is not None and (member.host, member.port) == (known.host, known.port)

@@ -27,6 +27,7 @@ from placement import (
     plan,
     spec_of,
 )
+from placement.planning.candidates import shapes
 
 AUTO = "auto"
 _SHAPE_FIELD = "models[0].shape"
@@ -93,6 +94,20 @@ def place_replicas(config: ModelConfig, shape: Shape | None, model: ModelSpec | 
         notes.append(f"{_SHAPE_FIELD}: {reason}")
     min_memory_bytes = 0 if shrinking else _smallest_fit(shape, need, model, cluster).memory_bytes
     return _place_all(shape, config.replicas, cluster, min_memory_bytes, notes)
+
+
+def shapes_that_hold(config: ModelConfig, model: ModelSpec, cluster: Cluster) -> dict[Shape, int]:
+    """Every shape that `model` can be cut into and `cluster` has the GPUs for, and the GPU memory it needs in bytes.
+
+    0 bytes where every GPU of the cluster will do.
+    """
+    need = _Need.of(config.engine, model)
+    holding = {}
+    for shape in shapes(model, gpus=cluster.gpus, island_gpus=_widest_island(cluster)):
+        gpu = next((gpu for gpu in cluster.gpu_kinds if need.on(gpu, shape, model).fits), None)
+        if gpu is not None:
+            holding[shape] = 0 if gpu == cluster.gpu_kinds[0] else gpu.memory_bytes
+    return holding
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,6 +183,10 @@ class _Need:
             kv_bytes_per_element=self.kv_bytes_per_element,
             utilisation=self.utilisation,
         )
+
+
+def _widest_island(cluster: Cluster) -> int:
+    return max((sum(node.gpus for node in nodes) for nodes in cluster.islands.values()), default=0)
 
 
 def _is_known(cluster: Cluster) -> bool:

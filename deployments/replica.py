@@ -1,30 +1,35 @@
 """A replica: one sharded engine on its islands, as a Ray Serve deployment with a single actor.
 
 The actor sits on rank 0's node, inside the placement group that Serve made from the layout. It starts the engine,
-refuses to serve unless every rank is where the layout puts it, then carries batches in and steps out. When its engine
-or a worker dies it exits: nothing inside vLLM recovers from that, and Serve restarts a dead actor (placement group
-included) at once, while it would wait through several failed health checks of a live one.
+refuses to serve unless every rank is where the layout puts it, then lets ingresses connect. When its engine or a worker
+dies, or no step comes for too long, it exits: nothing inside vLLM recovers from that, and Serve restarts a dead actor
+(placement group included) at once, while it would wait through several failed health checks of a live one.
 """
 
 import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray._private.state import actors
 from ray.util import placement_group_table
 
-from deployments.link import LEASE_S, Batch, Frames
+from deployments.config import SimulatedEngineConfig
+from deployments.ingress_server import IngressServer
 from deployments.root_cause import root_cause
 from deployments.verification import Found, verify
-from placement import Layout
+from placement import Layout, ModelSpec
 
-DRAIN_POLL_S = 0.05
+if TYPE_CHECKING:
+    from deployments.engine import ShardedEngine
+    from deployments.simulated_engine import SimulatedEngine
+
+WATCH_PERIOD_S = 1.0
 
 log = logging.getLogger("ray.serve")
 
@@ -35,125 +40,133 @@ class EngineStartError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaPlan:
-    """All that one replica needs to start. ``node_names`` maps Ray node ids to the names used in the layout."""
+    """All that one replica needs to start.
+
+    ``node_names`` maps Ray node ids to the names used in the layout. ``secret`` is what ingresses must know. With
+    ``simulated`` (and then ``spec``, the model's sizes) no model runs.
+    """
 
     name: str
     model: str
     layout: Layout
     engine_args: Mapping[str, Any]
     node_names: Mapping[str, str]
+    secret: str
+    step_timeout_s: float
+    simulated: SimulatedEngineConfig | None = None
+    spec: ModelSpec | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaReport:
-    """What a running replica says of itself: the layout it was given and where it is now."""
+    """What a running replica says of itself: the layout it was given, where it is now, and where it listens."""
 
     layout: Layout
     found: Found
     node_names: Mapping[str, str]
+    host: str
+    port: int
     unfinished_requests: int
+    start_s: float
+    max_running: int
+    kv_tokens: int | None
 
 
 class Replica:
     """The Serve deployment class; one per replica, in an application of its own."""
 
     async def __init__(self, plan: ReplicaPlan) -> None:  # type: ignore[misc]  # Serve awaits it: the engine needs its loop
-        # Here and not above: the command line imports this module, and vLLM takes seconds to import.
-        from deployments.engine import ShardedEngine, shard_config
-
         started_s = time.monotonic()
         self._plan = plan
         placement_group = ray.util.get_current_placement_group()
         if placement_group is None:
             raise RuntimeError(f"replica {plan.name} was started outside a placement group")
         self._placement_group = placement_group
+        self._engine = self._start_engine()
+        self._found = await self._whereabouts()
+        await self._engine.prepare()
+        verify(plan.layout, self._found, plan.node_names)
+        self._worker_actor_ids = [worker.ray_actor_id for worker in self._found.workers]
+        self._ingresses = IngressServer(self._engine, plan.secret)
+        self._host: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+        self._port = await self._ingresses.listen(self._host)
+        self._tasks = [asyncio.create_task(self._pump()), asyncio.create_task(self._watch())]
+        self._start_s = time.monotonic() - started_s
+        log.info("replica %s is ready after %.1f s", plan.name, self._start_s)
+
+    def _start_engine(self) -> "ShardedEngine | SimulatedEngine":
+        # Imported here and not above: the command line imports this module, and vLLM takes seconds to import.
+        plan = self._plan
+        if plan.simulated is not None and plan.spec is not None:
+            from deployments.simulated_engine import simulated_engine
+
+            return simulated_engine(
+                plan.spec,
+                plan.layout,
+                plan.simulated,
+                plan.engine_args,
+                bundle_nodes=self._bundle_nodes(),
+                actor_id=ray.get_runtime_context().get_actor_id() or "",
+            )
+        from deployments.engine import ShardedEngine, shard_config
+
         config = shard_config(plan.model, plan.engine_args, plan.layout.shape, self._placement_group)
         try:
-            self._engine = ShardedEngine(config)
+            return ShardedEngine(config)
         except RuntimeError as error:
             raise EngineStartError(root_cause(own_output_lines()) or str(error)) from error
-        found = await self._whereabouts()
-        await self._engine.unlink_shared_memory()
-        verify(plan.layout, found, plan.node_names)
-        self._worker_actor_ids = [worker.ray_actor_id for worker in found.workers]
-        self._outboxes: dict[str, asyncio.Queue[Frames | None]] = {}
-        self._last_heard_s: dict[str, float] = {}
-        self._pump_task = asyncio.create_task(self._pump())
-        log.info("replica %s is ready after %.1f s", plan.name, time.monotonic() - started_s)
 
-    async def steps(self, ingress: str) -> AsyncIterator[Frames]:
-        """Stream to one ingress: an empty message at once, then one message per engine step that concerns it."""
-        await self._drop(ingress)  # what a stream that broke has left: the ingress has given it up
-        outbox: asyncio.Queue[Frames | None] = asyncio.Queue()
-        self._outboxes[ingress] = outbox
-        self._last_heard_s[ingress] = time.monotonic()
-        yield []
-        while (frames := await outbox.get()) is not None:
-            yield frames
-
-    async def submit(self, ingress: str, batch: Batch) -> None:
-        """Take requests and aborts of one ingress, in that order, and renew its lease."""
-        self._last_heard_s[ingress] = time.monotonic()
-        for frames in batch.requests:
-            await self._engine.submit(ingress, frames)
-        if batch.aborts:
-            await self._engine.abort(batch.aborts)
+    def _bundle_nodes(self) -> tuple[str, ...]:
+        """Ray ids of the nodes of the placement group's bundles, in order."""
+        table = placement_group_table(self._placement_group)["bundles_to_node_id"]
+        return tuple(table[index] for index in sorted(table))
 
     async def _whereabouts(self) -> Found:
         """Where this replica really is, asked of Ray and of the workers now."""
-        table = placement_group_table(self._placement_group)["bundles_to_node_id"]
         return Found(
             replica_node=ray.get_runtime_context().get_node_id(),
-            bundle_nodes=tuple(table[index] for index in sorted(table)),
+            bundle_nodes=self._bundle_nodes(),
             workers=await self._engine.whereabouts(),
         )
 
-    async def report(self) -> ReplicaReport:
-        """For `archipelago status`: the truth, not the plan."""
+    async def report(self, *, fresh: bool = True) -> ReplicaReport:
+        """The truth, not the plan: asked of every worker now, or (not ``fresh``) as it was at the start."""
         return ReplicaReport(
             layout=self._plan.layout,
-            found=await self._whereabouts(),
+            found=await self._whereabouts() if fresh else self._found,
             node_names=self._plan.node_names,
+            host=self._host,
+            port=self._port,
             unfinished_requests=self._engine.unfinished_requests,
+            start_s=self._start_s,
+            max_running=self._engine.max_running,
+            kv_tokens=self._engine.kv_tokens,
         )
-
-    async def drain(self, timeout_s: float) -> int:
-        """Wait until nothing is running, then end all streams; return how many requests were cut off."""
-        deadline_s = time.monotonic() + timeout_s
-        while self._engine.unfinished_requests and time.monotonic() < deadline_s:  # noqa: ASYNC110  (has no event)
-            await asyncio.sleep(DRAIN_POLL_S)
-        for outbox in self._outboxes.values():
-            outbox.put_nowait(None)
-        return self._engine.unfinished_requests
-
-    async def check_health(self) -> None:
-        """Serve calls this every few seconds: die with the engine, and drop what belongs to ingresses that have gone.
-
-        vLLM reports a dead worker only after the step times out when the output rank is on another node
-        (MessageQueue.recv is not interrupted), so the actors' states are read from Ray.
-        """
-        if self._engine.is_dead or any(is_actor_dead(actor_id) for actor_id in self._worker_actor_ids):
-            self._die("the engine or one of its workers has died")
-        silent_since_s = time.monotonic() - LEASE_S
-        for ingress in [name for name, heard_s in self._last_heard_s.items() if heard_s < silent_since_s]:
-            log.warning("replica %s: ingress %s has gone; its requests are dropped", self._plan.name, ingress)
-            await self._drop(ingress)
-
-    async def _drop(self, ingress: str) -> None:
-        self._last_heard_s.pop(ingress, None)
-        outbox = self._outboxes.pop(ingress, None)
-        if outbox is not None:
-            outbox.put_nowait(None)
-        await self._engine.abort_all_of(ingress)
 
     async def _pump(self) -> None:
         try:
             while True:
-                for ingress, frames in (await self._engine.next_step()).items():
-                    if ingress in self._outboxes:
-                        self._outboxes[ingress].put_nowait(frames)
+                self._ingresses.deliver(await self._engine.next_step())
         except Exception as error:  # noqa: BLE001  whatever it was: without the pump nobody is served
             self._die(f"no more steps from the engine: {error!r}")
+
+    async def _watch(self) -> None:
+        """Die with the engine.
+
+        vLLM reports a dead worker only after the step times out when the output rank is on another node
+        (MessageQueue.recv is not interrupted), so the actors' states are read from Ray. A worker that hangs shows only
+        in the steps that do not come.
+        """
+        while True:
+            await asyncio.sleep(WATCH_PERIOD_S)
+            if self._engine.is_dead:
+                self._die("the engine has died")
+            states = await asyncio.to_thread(lambda: [is_actor_dead(actor_id) for actor_id in self._worker_actor_ids])
+            if any(states):
+                self._die("a worker has died")
+            stalled_s = self._engine.stalled_s(time.monotonic())
+            if stalled_s > self._plan.step_timeout_s:
+                self._die(f"no step for {stalled_s:.0f} s (limits.step_timeout_s = {self._plan.step_timeout_s:g})")
 
     def _die(self, reason: str) -> None:
         log.error("replica %s exits: %s", self._plan.name, reason)

@@ -1,6 +1,7 @@
 """What `archipelago serve` leaves on disk, so that `status` and `stop` in another process find the same system."""
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,14 +26,36 @@ class RunRecord:
     cluster: LocalCluster | None
     model: str
     url: str
-    ingress: str
-    replicas: tuple[str, ...]
+    control_url: str
     drain_timeout_s: float
 
 
 def record_path(environ: Mapping[str, str], cwd: Path) -> Path:
     """Where the record is: ``$ARCHIPELAGO_STATE_DIR``, or ``.archipelago`` in the working directory."""
     return Path(environ.get(STATE_DIR_ENV) or cwd / ".archipelago") / "run.json"
+
+
+def token_path(record: Path) -> Path:
+    """Where the token for the control API is, beside the record."""
+    return record.with_name("control-token")
+
+
+def write_token(path: Path, token: str) -> None:
+    """Keep the token where only its owner can read it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(token)
+
+
+def read_token(path: Path) -> str:
+    """The token. Raises RunRecordError where there is none."""
+    try:
+        return path.read_text().strip()
+    except OSError as error:
+        raise RunRecordError(
+            f"{path} cannot be read ({error.strerror}); it is written by `archipelago serve`"
+        ) from error
 
 
 def write(path: Path, record: RunRecord) -> None:
@@ -52,13 +75,18 @@ def read(path: Path) -> RunRecord | None:
     try:
         fields = json.loads(path.read_text())
         cluster = fields.pop("cluster")
-        replicas = tuple(fields.pop("replicas"))
-        return RunRecord(**fields, replicas=replicas, cluster=LocalCluster(**cluster) if cluster else None)
+        return RunRecord(**fields, cluster=LocalCluster(**cluster) if cluster else None)
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         message = f"{path} is not a record of a deployment ({error}); end what it was about by hand and delete it"
         raise RunRecordError(message) from error
+
+
+def remove(path: Path) -> None:
+    """Leave neither the record nor its token behind."""
+    path.unlink(missing_ok=True)
+    token_path(path).unlink(missing_ok=True)
 
 
 def is_alive(record: RunRecord) -> bool:

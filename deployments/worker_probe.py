@@ -1,4 +1,4 @@
-"""What a replica asks of its vLLM workers: where they are, and to leave nothing behind when they are killed."""
+"""What a replica asks of its vLLM workers: where they are, to leave nothing behind, to take up moved requests."""
 
 import os
 from pathlib import Path
@@ -11,12 +11,14 @@ from deployments.verification import Whereabouts
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 
 class WorkerProbe:
     """Mixed into the worker class by vLLM (``worker_extension_cls``), on GPUs as on simulated ones."""
 
     vllm_config: "VllmConfig"
+    model_runner: "GPUModelRunner"
 
     def whereabouts(self) -> Whereabouts:
         """Answer from inside the worker process: its ranks as torch.distributed sees them, its node as Ray sees it."""
@@ -43,3 +45,10 @@ class WorkerProbe:
         for mapping in psutil.Process().memory_maps():
             if mapping.path.startswith("/dev/shm/psm_"):
                 Path(mapping.path).unlink(missing_ok=True)
+
+    def take_up_resumed_requests(self) -> None:
+        """Let requests continue here that began on another engine (see ``resuming``). Called before the first one."""
+        from deployments.resuming import resume_in_runner
+
+        if not self.vllm_config.use_v2_model_runner:
+            resume_in_runner(self.model_runner)

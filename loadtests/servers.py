@@ -158,6 +158,7 @@ def configuration(model: str, tensor_parallel: int) -> dict[str, Any]:
             "gpus_per_island": gpus,
             "gpu_memory_gib": round(memory_gib, 3),
         },
+        "control": {"port": _free_port()},
     }
 
 

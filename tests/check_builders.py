@@ -16,7 +16,7 @@ KV_CACHE = 2**26
 def checked(source: str = "tiny-llama", *, environ: dict[str, str] = ENVIRON, busy: int = 0, **changes: Any) -> Checked:
     """Check one model on the default simulated cluster; `changes` are sections, or fields of the model."""
     sections: dict[str, Any] = {
-        name: changes.pop(name) for name in ("cluster", "endpoint", "limits") if name in changes
+        name: changes.pop(name) for name in ("cluster", "endpoint", "control", "limits") if name in changes
     }
     engine = {"kv_cache_memory_bytes": KV_CACHE} | changes.pop("engine", {})
     document: dict[str, Any] = {"models": [changes | {"source": source, "engine": engine}], **sections}

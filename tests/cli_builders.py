@@ -1,6 +1,7 @@
 """The command line `archipelago` as tests run it, without the network."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import pytest
 from deployments import model_source
 from deployments.cli import main
 from deployments.config_messages import ConfigError
+from deployments.local_cluster import LocalCluster, free_port
+from deployments.run_record import RunRecord
 
 Ran = Callable[..., tuple[int, str, str]]
 
@@ -60,3 +63,18 @@ def strictly(text: str) -> Any:
         pytest.fail(f"{constant} is no JSON")
 
     return json.loads(text, parse_constant=refuse)
+
+
+def record(tmp_path: Path, **changes: Any) -> RunRecord:
+    """A deployment whose cluster has no processes."""
+    temp_dir = tmp_path / "archipelago-gone"
+    cluster = LocalCluster(cluster_id=f"test-{os.getpid()}", address="127.0.0.2:1", temp_dir=str(temp_dir))
+    fields: dict[str, Any] = {
+        "ray_address": "127.0.0.2:1",
+        "cluster": cluster,
+        "model": "tiny-llama",
+        "url": f"http://127.0.0.1:{free_port()}",
+        "control_url": f"http://127.0.0.1:{free_port()}",
+        "drain_timeout_s": 0,
+    }
+    return RunRecord(**fields | changes)

@@ -8,6 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from deployments.islands import ISLAND_LABEL, NODE_LABEL, RAY_NODE_ID_LABEL
+from deployments.replica import ReplicaReport
 from deployments.verification import Found, Whereabouts
 from placement import Cluster, Layout, Shape, place
 
@@ -78,6 +79,22 @@ def found_as_planned(layout: Layout) -> Found:
     )
     bundle_nodes = tuple(worker.ray_node_id for worker in workers)
     return Found(replica_node=bundle_nodes[0], bundle_nodes=bundle_nodes, workers=workers)
+
+
+def report_of(layout: Layout, **changes: Any) -> ReplicaReport:
+    """What a replica says of itself that runs as planned and has nothing to do."""
+    fields: dict[str, Any] = {
+        "layout": layout,
+        "found": found_as_planned(layout),
+        "node_names": {ray_id(seat.node): seat.node for seat in layout.seats},
+        "host": "10.0.0.1",
+        "port": 9000,
+        "unfinished_requests": 0,
+        "start_s": 12.5,
+        "max_running": 64,
+        "kv_tokens": 8192,
+    }
+    return ReplicaReport(**fields | changes)
 
 
 def with_worker(found: Found, rank: int, **changes: Any) -> Found:

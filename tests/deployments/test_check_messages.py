@@ -59,6 +59,15 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         "endpoint.port: 8000 is not accepted; nothing can listen on it at 127.0.0.1 now; "
         "give a free port, and an address of this machine",
     ),
+    "control port": (
+        {"busy": 8001},
+        "control.port: 8001 is not accepted; nothing can listen on it at 127.0.0.1 now; "
+        "give a free port, and an address of this machine",
+    ),
+    "one port for both": (
+        {"endpoint": {"port": 8001}},
+        "control.port: 8001 is not accepted; it is endpoint.port too; give another one",
+    ),
     "tool parser": (
         {"tool_call_parser": "hermse"},
         "models[0].tool_call_parser: 'hermse' is not accepted; did you mean hermes?",

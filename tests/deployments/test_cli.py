@@ -6,16 +6,17 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import ray
+from cli_builders import record
 from deployment_builders import answering
 
 from deployments import cli, local_cluster
+from deployments.check import port_is_free
 from deployments.cli import default_config, main
-from deployments.local_cluster import CLUSTER_ID_ENV, LocalCluster, free_port
-from deployments.run_record import STATE_DIR_ENV, RunRecord, write
+from deployments.local_cluster import CLUSTER_ID_ENV, free_port
+from deployments.run_record import STATE_DIR_ENV, write
 
 SIMULATED = Path(cli.__file__).parent / "configs" / "local.yaml"
 MOE = Path(cli.__file__).parent / "configs" / "moe.yaml"
@@ -34,11 +35,17 @@ QUESTION = [
     "--calibration",
     "--json",
 ]
+CHANGE = ["--way", "--floor", "--max-stall", "--reason", "--dry-run", "--yes", "--json"]
 COMMANDS = {
     "serve": ["CONFIG", "--model", "--shape", "--port", "--block"],
     "status": [],
     "stop": [],
     "check": ["CONFIG", "--model", "--shape", "--port", "--fields"],
+    "fleet": ["MODEL", "--watch", "--json"],
+    "repartition": ["MODEL", "SHAPE", "--replicas", *CHANGE],
+    "scale": ["MODEL", "SHAPE=N", *CHANGE],
+    "events": ["MODEL", "--follow", "--json"],
+    "audit": ["--limit", "--json"],
     "plan": [*QUESTION, "--rate", "--concurrency", "--ttft", "--tpot", "--percentile", "--explain", "--emit", "--top"],
     "scaling": [*QUESTION, "--max-gpus", "--running", "--threshold", "--html", "--png"],
     "predict": ["--rows", "--out", "--calibration", "--json"],
@@ -50,6 +57,8 @@ COMMANDS = {
 def record_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where the record of what is served would be; nothing is at first."""
     monkeypatch.setenv(STATE_DIR_ENV, str(tmp_path / "state"))
+    # What is served on this machine beside the tests has the default port of the control API.
+    monkeypatch.setattr(cli, "port_is_free", lambda host, port: port == 8001 or port_is_free(host, port))
     return tmp_path / "state" / "run.json"
 
 
@@ -70,22 +79,6 @@ def ran(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str
 
 
 Ran = Callable[..., tuple[int, str, str]]
-
-
-def record(tmp_path: Path, **changes: Any) -> RunRecord:
-    """A deployment whose cluster has no processes."""
-    temp_dir = tmp_path / "archipelago-gone"
-    cluster = LocalCluster(cluster_id=f"test-{os.getpid()}", address="127.0.0.2:1", temp_dir=str(temp_dir))
-    fields: dict[str, Any] = {
-        "ray_address": "127.0.0.2:1",
-        "cluster": cluster,
-        "model": "tiny-llama",
-        "url": f"http://127.0.0.1:{free_port()}",
-        "ingress": "tiny-llama--ingress",
-        "replicas": ("tiny-llama--tp1--0",),
-        "drain_timeout_s": 0,
-    }
-    return RunRecord(**fields | changes)
 
 
 @pytest.fixture
@@ -109,7 +102,7 @@ def test_every_command_has_help_that_names_its_options(command: str, ran: Ran) -
     code, output, errors = ran(command, "--help")
     assert (code, errors) == (0, "")
     assert output.startswith(f"usage: archipelago {command}")
-    options = set(re.findall(r"^  (?:-\w, )?(--[\w-]+|[A-Z]+)", output, re.MULTILINE))
+    options = set(re.findall(r"^  (?:-\w, )?(--[\w-]+|[A-Z][A-Z=]*)", output, re.MULTILINE))
     assert options - {"--help"} == set(COMMANDS[command])
 
 

@@ -100,7 +100,7 @@ BAD: list[tuple[str, str]] = [
     (
         "models: [{source: x, zzz: 2}]",
         "models[0].zzz: unknown name; give one of source, name, shape, replicas, engine, tool_call_parser, "
-        "reasoning_parser, chat_template",
+        "reasoning_parser, chat_template, simulated",
     ),
     ("models: [{source: x, 5: 2}]", "models[0][5]: 5 is not accepted as a name; give text"),
     ("models: [{source: x, engine: 5}]", "models[0].engine: 5 is not accepted; give a mapping"),
@@ -239,20 +239,29 @@ def test_reference_has_every_field_with_type_default_and_description() -> None:
         "cluster.kind  ('simulated'; default 'simulated')",
         "cluster.address  (a string; default 'auto')",
         "endpoint.port  (an integer from 1 to 65535; default 8000)",
+        "control.host  (a non-empty string; default '127.0.0.1')",
+        "control.port  (an integer from 1 to 65535; default 8001)",
         "limits.drain_timeout_s  (a number of at least 0; default 30.0)",
+        "limits.hold_timeout_s  (a number of at least 0; default 300.0)",
+        "limits.max_queued_requests  (an integer of at least 1; default 256)",
+        "limits.max_ttft_s  (a number above 0; default 30.0)",
+        "limits.floor  (a number from 0 to 1; default 0.0)",
     ):
         assert f"{line}\n    " in text
-    assert text.count("\n    ") == sum(len(section.model_fields) for section in sections())
+    values = sum(len(section.model_fields) for section in sections()) - 1  # models[].simulated is a section itself
+    assert text.count("\n    ") == values
 
 
 def sections() -> list[Any]:
     """The classes whose fields are plain values."""
     return [
         config_module.ModelConfig,
+        config_module.SimulatedEngineConfig,
         config_module.SimulatedCluster,
         config_module.LocalCluster,
         config_module.RayCluster,
         config_module.EndpointConfig,
+        config_module.ControlConfig,
         config_module.LimitsConfig,
     ]
 

@@ -1,65 +1,82 @@
-import asyncio
+import json
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import httpx
 import pytest
-from link_builders import FakeReplica, settled
+from link_builders import Fleet, play, request, run, settled
 
-from deployments.ingress import ALWAYS_OPEN_PATHS, RETRY_AFTER_S, ReadinessGate
-from deployments.link import FleetLink
+from deployments.ingress import ALWAYS_OPEN_PATHS, RETRY_AFTER_S, Gate, listening_socket
+from deployments.routing import Limits
 
 OPENAI_PATHS = ["/v1/chat/completions", "/v1/completions", "/v1/models", "/v1/responses", "/tokenize", "/health"]
+LIMITS = Limits(max_queued_requests=4, batch_share=0.5)
 
 
 async def app(scope: Any, receive: Any, send: Any) -> None:
-    """What is behind the gate: says which path and how large a body arrived."""
-    body = (await receive())["body"]
+    """What is behind the gate: says which path and which body arrived."""
+    body, more = b"", True
+    while more:
+        message = await receive()
+        body, more = body + message["body"], message.get("more_body", False)
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]})
-    await send({"type": "http.response.body", "body": f"{scope['path']} {len(body)}".encode()})
+    await send({"type": "http.response.body", "body": scope["path"].encode() + b" " + body})
 
 
-def run(scenario: Callable[[httpx.AsyncClient, FakeReplica], Awaitable[None]]) -> None:
-    """Play a scenario with a client of a gate over two replicas, the first of which the scenario makes ready."""
+def through(scenario: Callable[[httpx.AsyncClient, Fleet], Awaitable[None]], *names: str, **changes: Any) -> None:
+    """Play a scenario with a client of a gate before the fleet."""
 
-    async def play() -> None:
-        replica = FakeReplica()
-        link = FleetLink("ingress", {"a": replica, "b": FakeReplica()})
-        link.open()
-        transport = httpx.ASGITransport(app=ReadinessGate(app, link))
+    async def connected(fleet: Fleet) -> None:
+        transport = httpx.ASGITransport(app=Gate(app, fleet.link))
         async with httpx.AsyncClient(transport=transport, base_url="http://fleet") as client:
-            await scenario(client, replica)
-        link.close()
+            await scenario(client, fleet)
 
-    asyncio.run(asyncio.wait_for(play(), 30))
+    run(connected, *names, limits=LIMITS, **changes)
+
+
+def queue(fleet: Fleet, waiting: int, name: str = "a") -> None:
+    """Have the replica's scheduler say that so many requests wait."""
+    fleet.traffic.stepped(name, running=64, waiting=waiting, kv_usage=0.0, now_s=0.0)
+
+
+def assert_refused(answer: httpx.Response, status: int, kind: str, words: str) -> None:
+    assert answer.status_code == status
+    assert int(answer.headers["retry-after"]) >= 1
+    assert answer.headers["content-type"] == "application/json"
+    error = answer.json()["error"]
+    assert words in error.pop("message")
+    assert error == {"type": kind, "param": None, "code": status}
 
 
 def test_without_a_ready_replica_a_client_is_told_to_try_again() -> None:
-    async def scenario(client: httpx.AsyncClient, replica: FakeReplica) -> None:
+    async def scenario(client: httpx.AsyncClient, fleet: Fleet) -> None:
         for path in OPENAI_PATHS:
             answer = await client.post(path, json={"model": "tiny"})
-            assert answer.status_code == 503
-            assert int(answer.headers["retry-after"]) == RETRY_AFTER_S
-            assert answer.headers["content-type"] == "application/json"
-            assert answer.json() == {
-                "error": {
-                    "message": "The model is not ready yet: 0 of 2 replicas are up. Try again in 5 s.",
-                    "type": "ServiceUnavailable",
-                    "param": None,
-                    "code": 503,
-                }
-            }
+            words = "The model is not ready yet: 0 of 2 replicas are up. Try again in 5 s."
+            assert_refused(answer, 503, "ServiceUnavailable", words)
+            assert answer.headers["retry-after"] == str(RETRY_AFTER_S)
 
-    run(scenario)
+    through(scenario, "a", "b", ready=False)
+
+
+def test_a_server_that_is_being_stopped_says_so() -> None:
+    async def scenario(client: httpx.AsyncClient, fleet: Fleet) -> None:
+        fleet.update(is_closing=True)
+        answer = await client.post("/v1/completions", json={})
+        assert_refused(answer, 503, "ServiceUnavailable", "The server is being stopped and takes no new requests.")
+
+    through(scenario, "a")
 
 
 @pytest.mark.parametrize("path", sorted(ALWAYS_OPEN_PATHS))
 def test_what_the_ingress_says_of_itself_is_always_open(path: str) -> None:
-    async def scenario(client: httpx.AsyncClient, replica: FakeReplica) -> None:
-        assert (await client.get(path)).text == f"{path} 0"
+    async def scenario(client: httpx.AsyncClient, fleet: Fleet) -> None:
+        assert (await client.get(path)).text == f"{path} "
         assert (await client.get(path, params={"name": "x"})).status_code == 200
+        fleet.update(is_closing=True)
+        assert (await client.get(path)).status_code == 200
 
-    run(scenario)
+    through(scenario, "a", ready=False)
 
 
 def test_metrics_can_be_scraped_while_nothing_is_ready() -> None:
@@ -68,18 +85,133 @@ def test_metrics_can_be_scraped_while_nothing_is_ready() -> None:
 
 
 def test_one_ready_replica_opens_the_gate_and_its_loss_closes_it() -> None:
-    async def scenario(client: httpx.AsyncClient, replica: FakeReplica) -> None:
+    async def scenario(client: httpx.AsyncClient, fleet: Fleet) -> None:
         assert (await client.get("/v1/models")).status_code == 503
-        replica.say()
+        fleet["a"].greet()
         await settled()
         answer = await client.post("/v1/completions", content=b"12345")
-        assert (answer.status_code, answer.text) == (200, "/v1/completions 5")
+        assert (answer.status_code, answer.text) == (200, "/v1/completions 12345")
         assert "retry-after" not in answer.headers
-        replica.break_stream()
+        fleet["a"].break_connection()
         await settled()
         assert (await client.get("/v1/models")).status_code == 503
 
-    run(scenario)
+    through(scenario, "a", "b", ready=False)
+
+
+def test_during_an_announced_stall_new_requests_are_let_in() -> None:
+    async def scenario(client: httpx.AsyncClient, fleet: Fleet) -> None:
+        answer = await client.post("/v1/completions", content=b"12345")
+        assert (answer.status_code, answer.text) == (200, "/v1/completions 12345")
+
+    through(scenario, "a", ready=False, holds_new=True)
+
+
+@pytest.mark.parametrize(
+    ("waiting", "chat", "batch"), [(0, 200, 200), (1, 200, 200), (2, 200, 429), (3, 200, 429), (4, 429, 429)]
+)
+def test_batch_requests_are_refused_before_interactive_ones(waiting: int, chat: int, batch: int) -> None:
+    async def scenario(client: httpx.AsyncClient, fleet: Fleet) -> None:
+        queue(fleet, waiting)
+        for body, status in [({"prompt": "x"}, chat), ({"priority": 0}, chat), ({"priority": -1}, chat)]:
+            assert (await client.post("/v1/completions", json=body)).status_code == status
+        answer = await client.post("/v1/completions", json={"priority": 1})
+        assert answer.status_code == batch
+        if batch == 429:
+            assert_refused(answer, 429, "TooManyRequests", "limit for batch requests: 2")
+
+    through(scenario, "a")
+
+
+def test_a_replica_with_room_keeps_the_gate_open() -> None:
+    async def scenario(client: httpx.AsyncClient, fleet: Fleet) -> None:
+        queue(fleet, 100, "a")
+        assert (await client.post("/v1/completions", json={"priority": 1})).status_code == 200
+        queue(fleet, 100, "b")
+        assert (await client.post("/v1/completions", json={})).status_code == 429
+        assert (await client.get("/v1/models")).status_code == 200  # nothing is computed for it
+
+    through(scenario, "a", "b")
+
+
+def test_retry_after_differs_between_clients_so_that_they_do_not_all_come_back_at_once() -> None:
+    async def scenario(client: httpx.AsyncClient, fleet: Fleet) -> None:
+        for index in range(64):
+            fleet.link.submit(request(f"r{index}", 5000, 500))
+        queue(fleet, 200)
+        answers = [await client.post("/v1/completions", json={}) for _ in range(20)]
+        assert {answer.status_code for answer in answers} == {429}
+        assert len({answer.headers["retry-after"] for answer in answers}) > 1
+
+    through(scenario, "a")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"\xff",
+        b"[1]",
+        b"7",
+        b'{"priority": null}',
+        b'{"priority": "urgent"}',
+        b'{"priority": Infinity}',
+        b'{"priority": 1e999}',
+        b'{"priority": NaN}',
+        b"[" * 100_000,
+        b'{"priority": ' + b"9" * 5000 + b"}",
+    ],
+    ids=lambda body: repr(body[:30]),
+)
+def test_a_body_that_makes_no_sense_is_left_to_the_application(body: bytes) -> None:
+    async def scenario(client: httpx.AsyncClient, fleet: Fleet) -> None:
+        queue(fleet, LIMITS.max_queued_requests - 1)
+        answer = await client.post("/v1/completions", content=body)
+        assert (answer.status_code, answer.content) == (200, b"/v1/completions " + body)
+
+    through(scenario, "a")
+
+
+def test_a_body_that_was_looked_into_reaches_the_application_intact() -> None:
+    body = json.dumps({"prompt": "é" * 10_000}).encode()
+    pieces = [body[start : start + 999] for start in range(0, len(body), 999)]
+
+    async def scenario(client: httpx.AsyncClient, fleet: Fleet) -> None:
+        async def upload() -> Any:
+            for piece in pieces:
+                yield piece
+
+        queue(fleet, LIMITS.max_queued_requests - 1)
+        answer = await client.post("/v1/completions", content=upload())
+        assert answer.content == b"/v1/completions " + body
+
+    through(scenario, "a")
+
+
+def test_after_the_body_the_application_hears_that_the_client_has_gone() -> None:
+    """vLLM aborts a request when it reads the disconnection (vllm/entrypoints/serve/utils/api_utils.py:36)."""
+    heard: list[str] = []
+
+    async def behind(scope: Any, receive: Any, send: Any) -> None:
+        heard.extend([(await receive())["type"] for _ in range(2)])
+
+    async def scenario(fleet: Fleet) -> None:
+        queue(fleet, LIMITS.max_queued_requests - 1)
+        messages = [{"type": "http.request", "body": b"{}"}, {"type": "http.disconnect"}]
+
+        async def receive() -> Any:
+            return messages.pop(0)
+
+        scope = {"type": "http", "path": "/v1/completions", "method": "POST", "headers": []}
+        await Gate(behind, fleet.link)(scope, receive, nothing)
+
+    run(scenario, "a", limits=LIMITS)
+    assert heard == ["http.request", "http.disconnect"]
+
+
+async def nothing(*_: Any) -> Any:
+    raise AssertionError("the gate must not answer")
 
 
 @pytest.mark.parametrize("kind", ["lifespan", "websocket"])
@@ -89,8 +221,15 @@ def test_what_is_not_http_passes(kind: str) -> None:
     async def behind(scope: Any, receive: Any, send: Any) -> None:
         passed.append(scope)
 
-    async def nothing(*_: Any) -> Any:
-        raise AssertionError("the gate must not answer")
+    async def scenario() -> None:
+        await Gate(behind, Fleet().link)({"type": kind}, nothing, nothing)
 
-    asyncio.run(ReadinessGate(behind, FleetLink("ingress", {}))({"type": kind}, nothing, nothing))
+    play(scenario)
     assert passed == [{"type": kind}]
+
+
+def test_several_ingresses_listen_at_one_port() -> None:
+    with listening_socket("127.0.0.1", 0) as first:
+        port = first.getsockname()[1]
+        with listening_socket("127.0.0.1", port) as second:
+            assert second.getsockname()[1] == port

@@ -1,154 +1,249 @@
 import asyncio
 
 import pytest
-from link_builders import FakeReplica, batch, request, run, settled, until
+from link_builders import BACK_S, Fleet, batch, member, passed, request, run, settled
 
-from deployments.link import LEASE_S, RENEW_S, Batch, FleetLink, Lost, Step
+from deployments.link import Failed, NoReplicaReadyError
+from deployments.peer import LEASE_S, RECONNECT_S, RENEW_S
+from deployments.stream import SUSPECT_AFTER
+
+HOLD_S = 30.0
 
 
-@pytest.mark.parametrize("error", [None, ConnectionError("gone")], ids=["ends", "breaks"])
-def test_a_stream_that_ends_loses_exactly_the_unfinished_requests_and_is_made_again(error: Exception | None) -> None:
-    async def scenario(link: FleetLink, a: FakeReplica, b: FakeReplica) -> None:
-        for name in ("a1", "b1", "a2", "b2", "a3", "b3"):
-            link.submit(request(name))
-        link.settle("a1", 90, finished=True)
-        link.abort(["a2"])
-        a.break_stream(error)
-        assert await link.next_event() == Lost("a", ("a3",))
-        assert link.ready == ("b",)
-        await until(lambda: a.streams == 2)
-        link.submit(request("after"))
-        a.say()
-        await until(lambda: link.ready == ("a", "b"))
-        link.submit(request("again"))
-        a.say(b"step")
-        assert await link.next_event() == Step("a", [b"step"])  # and no second event of the loss
+@pytest.mark.parametrize("error", [ConnectionError("gone"), TimeoutError(), ValueError("not understood")], ids=repr)
+def test_requests_of_a_lost_replica_go_on_elsewhere_after_the_last_token_that_arrived(error: Exception) -> None:
+    async def scenario(fleet: Fleet) -> None:
+        fleet.link.submit(request("r1"))
+        fleet.link.submit(request("done"))
+        fleet.link.submit(request("r2"))
+        fleet.settle("a", "r1", 7)
+        fleet.settle("a", "r1", 8, 9)
+        fleet.settle("a", "done", 5, is_finished=True)
+        fleet.add(member("b"))
         await settled()
-        assert b.batches[-1].requests == ([b"after"],)
-        assert a.batches[-1].requests == ([b"again"],)
+        fleet["a"].is_up = False
+        fleet["a"].break_connection(error)
+        await settled()
+        assert fleet["b"].batches == [batch("r1~1 7 8 9", "r2~1")]
+        assert fleet.link.report().moved_requests == 2
+
+    run(scenario, "a")
+
+
+def test_late_outputs_of_a_lost_replica_are_about_nobody() -> None:
+    async def scenario(fleet: Fleet) -> None:
+        fleet.link.submit(request("r1"))
+        fleet.settle("a", "r1", 7)
+        fleet["a"].break_connection()
+        await passed(BACK_S)
+        assert fleet.settle("a", "r1", 8, is_finished=True) is None  # it had been in the queue
+        assert fleet.settle("a", "r1~1", 8) == "r1"
+        fleet["a"].break_connection()
+        await passed(BACK_S)
+        assert fleet.settle("a", "r1~1", 9) is None
+        assert fleet["a"].batches == [batch("r1"), batch("r1~1 7"), batch("r1~2 7 8")]
+
+    run(scenario, "a")
+
+
+def test_without_another_replica_requests_wait_for_the_lost_one() -> None:
+    async def scenario(fleet: Fleet) -> None:
+        fleet.link.submit(request("batch", priority=1))
+        fleet.link.submit(request("chat"))
+        fleet["a"].die()
+        await settled()
+        assert fleet.link.ready == ()
+        assert fleet.link.report().held_requests == 2
+        with pytest.raises(NoReplicaReadyError):
+            fleet.link.submit(request("new"))
+        await passed(HOLD_S / 2)
+        fleet["a"].come_back()
+        await passed(BACK_S)
+        assert fleet["a"].batches == [batch("batch", "chat"), batch("chat~1", "batch~1")]
+        assert fleet.link.report().held_requests == 0
+
+    run(scenario, "a", hold_s=HOLD_S)
+
+
+def test_a_request_that_no_replica_takes_in_time_is_given_up() -> None:
+    async def scenario(fleet: Fleet) -> None:
+        fleet.link.submit(request("r1"))
+        fleet["a"].die()
+        await passed(HOLD_S - RENEW_S)
+        assert fleet.link.report().held_requests == 1
+        await passed(3 * RENEW_S)
+        assert await fleet.link.next_event() == Failed("r1", "no replica could take it within 30 s")
+        fleet.assert_nothing_is_left()
+
+    run(scenario, "a", hold_s=HOLD_S)
+
+
+def test_a_replica_that_falls_silent_is_given_up_when_the_lease_has_passed() -> None:
+    async def scenario(fleet: Fleet) -> None:
+        fleet.link.submit(request("r1"))
+        fleet["a"].is_silent = True
+        await passed(LEASE_S - 2 * RENEW_S)
+        assert fleet.link.ready == ("a",)
+        fleet.add(member("b"))
+        await passed(3 * RENEW_S + RECONNECT_S / 2)
+        assert fleet.link.ready == ("b",)
+        assert fleet["b"].batches == [batch("r1~1")]
+        assert len(fleet["a"].dialled) == 1
+        await passed(RECONNECT_S)
+        assert len(fleet["a"].dialled) == 2
+
+    run(scenario, "a")
+
+
+def test_a_replica_that_never_says_a_word_is_dialled_again() -> None:
+    async def scenario(fleet: Fleet) -> None:
+        await passed(LEASE_S + 2 * RENEW_S)
+        assert len(fleet["a"].dialled) == 2
+        assert fleet["a"].connections == 1
+
+    run(scenario, "a", ready=False)
+
+
+def test_mail_that_was_not_sent_is_not_sent_after_a_loss() -> None:
+    async def scenario(fleet: Fleet) -> None:
+        fleet.link.submit(request("r1"))
+        await settled()
+        fleet["a"].die()
+        await settled()
+        fleet.link.abort(["r1"])
+        fleet["a"].come_back()
+        await passed(BACK_S)
+        assert fleet["a"].batches == [batch("r1")]
+
+    run(scenario, "a")
+
+
+@pytest.mark.parametrize("turns", range(8))
+def test_a_request_that_comes_while_a_connection_is_breaking_is_not_forgotten(turns: int) -> None:
+    async def scenario(fleet: Fleet) -> None:
+        fleet["a"].break_connection()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        if fleet.link.ready:
+            fleet.link.submit(request("r1"))
+            await passed(BACK_S)
+            assert fleet.link.report().held_requests == 0
+            assert fleet["a"].requests[-1] == fleet.where("r1")[1]
+            assert len(fleet["a"].requests) == len(set(fleet["a"].requests))
+            assert fleet.settle("a", fleet["a"].requests[-1], 1, is_finished=True) == "r1"
+
+    run(scenario, "a")
+
+
+def test_a_request_that_cannot_move_ends_with_its_replica_and_says_why() -> None:
+    async def scenario(fleet: Fleet) -> None:
+        fleet.link.submit(request("r1", unmovable="its prompt is made of embeddings"))
+        fleet["a"].break_connection()
+        expected = Failed("r1", "replica a has gone, and its prompt is made of embeddings")
+        assert await fleet.link.next_event() == expected
+        await passed(BACK_S)
+        assert fleet["a"].batches == [batch("r1")]
+        fleet.assert_nothing_is_left()
+
+    run(scenario, "a")
+
+
+def test_what_kills_every_replica_is_given_up_and_its_neighbours_finish() -> None:
+    names = [f"r{index}" for index in range(9)]
+
+    async def scenario(fleet: Fleet) -> None:
+        for name in [*names, "killer"]:
+            fleet.link.submit(request(name))
+        for deaths in range(SUSPECT_AFTER + 1):
+            assert fleet.link.report().quarantined_requests == 0, f"after {deaths} deaths"
+            await settled()
+            killed, _ = fleet.where("killer")
+            fleet[killed].break_connection()
+            await passed(BACK_S)
+        assert fleet.link.report().quarantined_requests == 1
+        assert await fleet.link.next_event() == Failed(
+            "killer", "3 replicas have died with it aboard; it is not tried again"
+        )
+        for name in names:
+            replica, wire_id = fleet.where(name)
+            assert fleet.settle(replica, wire_id, 1, is_finished=True) == name
+        fleet.assert_nothing_is_left()
+
+    run(scenario, "a", "b", "c")
+
+
+def test_replicas_that_die_together_are_one_death_for_what_was_on_the_first() -> None:
+    """The connections of a lost node end one after the other: each replica seems to live when the one before goes."""
+    names = [f"r{index}" for index in range(20)]
+
+    async def scenario(fleet: Fleet) -> None:
+        for name in names:
+            fleet.link.submit(request(name))
+        for _ in range(SUSPECT_AFTER - 1):
+            await settled()
+            for replica in fleet.replicas.values():
+                replica.break_connection()
+            await passed(BACK_S)
+        report = fleet.link.report()
+        assert (report.unfinished_requests, report.held_requests, report.quarantined_requests) == (20, 0, 0)
+        for name in names:
+            replica_name, wire_id = fleet.where(name)
+            assert fleet.settle(replica_name, wire_id, 1, is_finished=True) == name
+
+    run(scenario, "a", "b", "c", "d")
+
+
+def test_suspects_never_share_a_replica() -> None:
+    async def scenario(fleet: Fleet) -> None:
+        for name in ("r1", "r2"):
+            fleet.link.submit(request(name))
+        for _ in range(SUSPECT_AFTER):
+            await settled()
+            fleet["a"].break_connection()
+            await passed(BACK_S)
+        assert fleet["a"].requests[-1] == "r1~2"
+        assert fleet.link.report().held_requests == 1
+        fleet.link.submit(request("innocent"))
+        fleet.add(member("b"))
+        await settled()
+        assert fleet["a"].requests[-1] == "innocent"
+        assert fleet["b"].requests == ["r2~2"]
+
+    run(scenario, "a")
+
+
+@pytest.mark.parametrize("end", ["finished", "aborted"])
+def test_a_suspect_makes_place_for_the_next_however_it_ends(end: str) -> None:
+    async def scenario(fleet: Fleet) -> None:
+        for name in ("r1", "r2"):
+            fleet.link.submit(request(name))
+        for _ in range(SUSPECT_AFTER):
+            await settled()
+            fleet["a"].break_connection()
+            await passed(BACK_S)
+        if end == "finished":
+            fleet.settle("a", "r1~2", 1, is_finished=True)
+        else:
+            fleet.link.abort(["r1"])
+        await settled()
+        assert fleet["a"].requests[-1] == "r2~2"
+        assert fleet.link.report().held_requests == 0
+
+    run(scenario, "a")
+
+
+def test_the_loss_of_one_replica_leaves_the_requests_of_another_alone() -> None:
+    async def scenario(fleet: Fleet) -> None:
+        for index in range(6):
+            fleet.link.submit(request(f"r{index}"))
+        await settled()
+        on_b = list(fleet["b"].requests)
+        assert on_b
+        assert fleet["a"].requests
+        fleet["a"].break_connection()
+        await passed(BACK_S)
+        assert fleet["b"].aborts == []
+        for wire_id in on_b:
+            assert fleet.settle("b", wire_id, 1) == wire_id
 
     run(scenario, "a", "b")
-
-
-def test_a_loss_without_requests_is_no_event() -> None:
-    async def scenario(link: FleetLink, a: FakeReplica) -> None:
-        a.break_stream()
-        await until(lambda: a.streams == 2)
-        a.say()
-        a.say(b"step")
-        assert await link.next_event() == Step("a", [b"step"])
-
-    run(scenario, "a")
-
-
-def test_what_was_computed_before_a_loss_arrives_before_it() -> None:
-    async def scenario(link: FleetLink, a: FakeReplica) -> None:
-        link.submit(request("r1"))
-        a.say(b"step")
-        a.break_stream(ConnectionError("gone"))
-        assert await link.next_event() == Step("a", [b"step"])
-        assert await link.next_event() == Lost("a", ("r1",))
-
-    run(scenario, "a")
-
-
-def test_mail_that_was_not_sent_yet_is_lost_with_the_stream_and_not_sent_later() -> None:
-    async def scenario(link: FleetLink, a: FakeReplica) -> None:
-        a.answers.clear()
-        link.submit(request("r1"))
-        await until(lambda: a.batches)
-        link.submit(request("r2"))
-        a.break_stream()
-        assert await link.next_event() == Lost("a", ("r1", "r2"))
-        a.answers.set()
-        a.say()
-        await until(lambda: link.ready)
-        link.submit(request("r3"))
-        await until(lambda: len(a.batches) > 1)
-        assert a.batches[1].requests == ([b"r3"],)
-
-    run(scenario, "a")
-
-
-def test_a_batch_that_was_not_taken_loses_what_was_on_the_replica_and_connects_again() -> None:
-    async def scenario(link: FleetLink, a: FakeReplica) -> None:
-        link.submit(request("r1"))
-        await until(lambda: a.batches)
-        a.refusals.append(RuntimeError("the replica does not want it"))
-        link.submit(request("r2"))
-        assert await link.next_event() == Lost("a", ("r1", "r2"))
-        assert link.ready == ()
-        # The stream itself did not break: it must not stay silent, with the replica unused, until the lease has passed.
-        await until(lambda: a.streams == 2)
-        a.say()
-        await until(lambda: link.ready)
-        link.submit(request("r3"))
-        await until(lambda: len(a.batches) == 3)
-        assert a.batches[2] == batch("r3")
-
-    run(scenario, "a")
-
-
-def test_a_request_may_come_again_by_the_same_id_after_a_loss() -> None:
-    async def scenario(link: FleetLink, a: FakeReplica) -> None:
-        link.submit(request("r1"))
-        await until(lambda: a.batches)
-        a.break_stream()
-        assert await link.next_event() == Lost("a", ("r1",))
-        a.say()
-        await until(lambda: link.ready)
-        link.submit(request("r1"))
-        await until(lambda: len(a.batches) > 1)
-        assert a.batches[1] == batch("r1")  # and not an abort of what is just being sent
-
-    run(scenario, "a")
-
-
-def test_a_batch_stuck_on_its_way_when_the_stream_breaks_does_not_hold_up_the_next_connection() -> None:
-    async def scenario(link: FleetLink, a: FakeReplica) -> None:
-        a.answers.clear()
-        link.submit(request("r1"))
-        await until(lambda: a.batches)
-        a.break_stream()
-        assert await link.next_event() == Lost("a", ("r1",))
-        a.say()
-        await until(lambda: link.ready)
-        link.submit(request("r2"))
-        await until(lambda: len(a.batches) > 1)
-        assert a.batches[1].requests == ([b"r2"],)
-
-    run(scenario, "a")
-
-
-def test_an_idle_link_renews_its_lease() -> None:
-    async def scenario(link: FleetLink, a: FakeReplica) -> None:
-        await until(lambda: len(a.batches) >= 3)
-        assert set(a.batches) == {Batch()}
-
-    run(scenario, "a", renew_s=0.001)
-
-
-def test_a_replica_that_is_not_ready_has_no_lease() -> None:
-    async def scenario(link: FleetLink, a: FakeReplica) -> None:
-        await asyncio.sleep(0.02)
-        assert a.batches == []
-
-    run(scenario, "a", ready=False, renew_s=0.001)
-
-
-def test_the_lease_outlasts_several_renewals() -> None:
-    assert LEASE_S >= 3 * RENEW_S
-
-
-def test_a_closed_link_says_no_more() -> None:
-    async def scenario(link: FleetLink, a: FakeReplica) -> None:
-        link.submit(request("r1"))
-        await until(lambda: a.batches)
-        link.close()
-        link.abort(["r1"])
-        await settled()
-        assert link.ready == ()
-        assert a.batches == [batch("r1")]
-        assert a.streams == 1
-
-    run(scenario, "a")

@@ -5,7 +5,7 @@ from planner_builders import DEEPSEEK_V3, LLAMA_70B, cluster, model
 
 from deployments.config import ModelConfig
 from deployments.config_messages import ConfigError
-from deployments.placing import Placed, parse_shape, place_replicas
+from deployments.placing import Placed, parse_shape, place_replicas, shapes_that_hold
 from placement.clusters.cluster_reading import read_cluster
 from placement.clusters.hardware import Cluster, Gpu, Node
 from placement.shape import Shape
@@ -138,3 +138,58 @@ def test_a_given_kv_cache_must_hold_one_request_and_leave_room_for_the_weights(s
         assert placed("tp8", kv_cache_memory_bytes=size).shape == Shape(tp=8)
     else:
         assert problem("tp8", kv_cache_memory_bytes=size).startswith("models[0].engine.kv_cache_memory_bytes: ")
+
+
+# --- what may be asked for later -------------------------------------------------------------------------------------
+
+
+def known_gpus(*memory_gib: float, gpus: int = 8) -> Cluster:
+    """An island for each size of GPU memory, in that order."""
+    return Cluster(
+        nodes=tuple(
+            Node(name=f"n{i}", island=f"i{i}", gpus=gpus, gpu=Gpu(name=f"gpu-{gib}", memory_bytes=int(gib * 2**30)))
+            for i, gib in enumerate(memory_gib)
+        )
+    )
+
+
+def holding(on: Cluster, name: str = LLAMA_70B, **engine: Any) -> dict[str, int]:
+    config = ModelConfig(source=name, engine=LENGTH | engine)
+    return {str(shape): need for shape, need in shapes_that_hold(config, model(name), on).items()}
+
+
+@pytest.mark.parametrize(
+    ("on", "holds", "too_small"),
+    [
+        (known_gpus(80), {"tp2", "tp4", "tp8", "tp2pp4", "pp8"}, {"tp1", "tp16", "tp8pp2"}),
+        (known_gpus(80, 80), {"tp2", "tp8pp2", "pp16"}, {"tp1", "tp16"}),  # no group leaves its island
+        (known_gpus(180), {"tp1", "tp2"}, set()),
+        (known_gpus(80, gpus=1), set(), {"tp1"}),
+        (Cluster(nodes=()), set(), {"tp1"}),
+    ],
+    ids=["one island", "two islands", "large GPUs", "one small GPU", "no GPU"],
+)
+def test_the_shapes_that_hold_a_model_are_those_with_enough_memory_and_gpus(
+    on: Cluster, holds: set[str], too_small: set[str]
+) -> None:
+    found = holding(on).keys()
+    assert holds <= found
+    assert not too_small & found
+    assert holds or not found
+
+
+def test_a_shape_that_needs_the_larger_gpus_says_how_large() -> None:
+    found = holding(known_gpus(80, 180))
+    assert found["tp2"] == 0  # any GPU of this cluster will do
+    assert found["tp1"] == 180 * 2**30
+
+
+def test_a_longer_context_leaves_fewer_shapes() -> None:
+    long = holding(known_gpus(80), max_model_len=131072).keys()
+    assert long < holding(known_gpus(80)).keys()
+
+
+def test_every_shape_that_holds_a_model_can_be_placed() -> None:
+    on = known_gpus(80, 80)
+    for shape in holding(on):
+        assert str(placed(shape, on).shape) == shape

@@ -1,7 +1,7 @@
 from dataclasses import replace
 
 import pytest
-from deployment_builders import found_as_planned, layout_of, names_of, ray_id, with_worker
+from deployment_builders import found_as_planned, layout_of, names_of, ray_id, report_of, with_worker
 from placement_builders import cluster_of
 
 from deployments.replica import ReplicaReport
@@ -17,15 +17,14 @@ RECORD = RunRecord(
     cluster=None,
     model="acme/tiny",
     url="http://127.0.0.1:8000",
-    ingress="acme-tiny--ingress",
-    replicas=("acme-tiny--tp2pp2--0",),
+    control_url="http://127.0.0.1:8001",
     drain_timeout_s=1,
 )
-NAME = RECORD.replicas[0]
+NAME = "acme-tiny--tp2pp2--0"
 
 
 def report(found: Found = FOUND) -> ReplicaReport:
-    return ReplicaReport(layout=LAYOUT, found=found, node_names=names_of(CLUSTER), unfinished_requests=0)
+    return report_of(LAYOUT, found=found, node_names=names_of(CLUSTER))
 
 
 def printed(

@@ -11,12 +11,19 @@ from typing import Any
 import httpx
 import pytest
 import ray
-from running_system import ENGINE_ARGS, GPU_BYTES, MAX_TOKENS, Deployed, prompts, until
+from running_system import ENGINE_ARGS, GPU_BYTES, MAX_TOKENS, START_TIMEOUT_S, Deployed, prompts, until
 
-from deployments import fleet, local_cluster
+from deployments import fleet, launch, local_cluster, reconcile
+from deployments.control.client import ControlClient
+from deployments.control.gate import Caller
+from deployments.controller.records import ModelRecord, Settings
 from deployments.islands import Inventory, inventory
+from deployments.reconcile import Desired, Pool
+from deployments.routing import Limits
 from deployments.tiny_models import cache_root, make_model
-from placement import Layout, Shape, place
+from placement import Shape
+
+TOKEN = "token-of-a-test"
 
 
 @pytest.fixture(scope="session")
@@ -61,69 +68,85 @@ def expected_tokens(
 
 
 @pytest.fixture(scope="session")
-def plan_of(cluster: Inventory, model_path: Callable[[str], Path]) -> Callable[..., fleet.FleetPlan]:
-    """A plan for a shape on the cluster; keyword arguments replace fields."""
-    port = local_cluster.free_port()
+def plan_of(model_path: Callable[[str], Path]) -> Callable[..., fleet.FleetPlan]:
+    """How a model is served; each at a port of its own."""
+    ports: dict[str, int] = {}
 
-    def plan(model: str, shape: str, replicas: int = 1, **changes: Any) -> fleet.FleetPlan:
-        layouts: list[Layout] = []
-        for _ in range(replicas):
-            taken = frozenset(seat for layout in layouts for seat in layout.places)
-            layout = place(Shape.parse(shape), cluster.cluster, taken)
-            assert isinstance(layout, Layout), str(layout)
-            layouts.append(layout)
-        fields: dict[str, Any] = {
-            "model": model,
-            "source": str(model_path(model)),
-            "layouts": tuple(layouts),
-            "engine_args": ENGINE_ARGS | {"served_model_name": model},
-            "frontend_args": {"tool_call_parser": "hermes", "enable_auto_tool_choice": True, "chat_template": None},
-            "host": "127.0.0.1",
-            "port": port,
-            "ingresses": 1,
-            "start_timeout_s": 300,
-            "drain_timeout_s": 5,
-            "step_timeout_s": 60,
-        }
-        return fleet.FleetPlan(**fields | changes)
+    def plan(model: str) -> fleet.FleetPlan:
+        return fleet.FleetPlan(
+            model=model,
+            source=str(model_path(model)),
+            engine_args=ENGINE_ARGS | {"served_model_name": model},
+            frontend_args={"tool_call_parser": "hermes", "enable_auto_tool_choice": True, "chat_template": None},
+            host="127.0.0.1",
+            port=ports.setdefault(model, local_cluster.free_port()),
+            ingresses=1,
+            drain_timeout_s=5,
+            step_timeout_s=20,
+            hold_s=START_TIMEOUT_S,
+            admission=Limits(max_ttft_s=120),
+        )
 
     return plan
 
 
 @pytest.fixture(scope="session")
-def served() -> list[Deployed]:
-    """What is served now: nothing, or one fleet."""
-    return []
+def controller(cluster: Inventory, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The fleet controller, with a control API at a free port."""
+    settings = Settings(
+        secret="secret",
+        tokens={TOKEN: Caller(name="tester", role="write")},
+        host="127.0.0.1",
+        port=local_cluster.free_port(),
+        gpu_memory_bytes=GPU_BYTES,
+        state_dir=str(tmp_path_factory.mktemp("state")),
+    )
+    return launch.start_controller(settings)
 
 
 @pytest.fixture(scope="session")
-def clear(cluster: Inventory, served: list[Deployed]) -> Iterator[Callable[[], None]]:
-    """Delete what is served."""
+def control(controller: Any) -> Iterator[ControlClient]:
+    settings = ray.get(controller.settings.remote())
+    with ControlClient(f"http://{settings.host}:{settings.port}", TOKEN) as client:
+        yield client
 
-    def delete() -> None:
-        for old in served:
-            fleet.delete((old.plan.ingress_name, *old.plan.replica_names), drain_timeout_s=0)
-        served.clear()
 
-    yield delete
-    delete()
+@pytest.fixture(scope="session")
+def clear(controller: Any) -> Callable[[], None]:
+    """Serve nothing."""
+
+    def remove() -> None:
+        for model in ray.get(controller.models.remote()):
+            ray.get(controller.remove.remote(model))
+        until(lambda: not ray.get(controller.models.remote()), "no model is served")
+
+    return remove
 
 
 @pytest.fixture(scope="session")
 def deploy(
-    cluster: Inventory, served: list[Deployed], clear: Callable[[], None]
-) -> Callable[[fleet.FleetPlan], Deployed]:
-    """Serve a plan; what was served before is deleted first. Asking again for what is served costs nothing."""
+    controller: Any, control: ControlClient, plan_of: Callable[..., fleet.FleetPlan], clear: Callable[[], None]
+) -> Callable[..., Deployed]:
+    """Serve a model, one at a time, with these pools; asking again for what is served costs nothing."""
 
-    def serve(plan: fleet.FleetPlan) -> Deployed:
-        if served and served[0].plan == plan:
-            return served[0]
-        clear()
-        deployed = Deployed(plan, cluster)
-        served.append(deployed)
-        fleet.deploy(plan, cluster)
-        fleet.wait_until_running(plan, lambda name, state: None)
+    def serve(model: str, pools: dict[str, int]) -> Deployed:
+        plan = plan_of(model)
+        deployed = Deployed(model=model, url=launch.url_of(plan), controller=controller, control=control)
+        if ray.get(controller.models.remote()) != (model,):
+            clear()
+            ray.get(controller.serve.remote(record_of(plan, pools)))
+            until(lambda: deployed.is_steady(1), f"{pools} serves", timeout_s=START_TIMEOUT_S)
+        else:
+            deployed.set_pools(pools)
         until(lambda: httpx.get(f"{deployed.url}/health").status_code == 200, "healthy")
         return deployed
 
     return serve
+
+
+def record_of(plan: fleet.FleetPlan, pools: dict[str, int]) -> ModelRecord:
+    """What the controller is asked for at first."""
+    wanted = tuple(Pool(shape=Shape.parse(shape), replicas=replicas) for shape, replicas in pools.items())
+    limits = reconcile.Limits(start_timeout_s=START_TIMEOUT_S, drain_timeout_s=plan.drain_timeout_s)
+    desired = Desired(model=plan.model, pools=wanted, reason="test")
+    return ModelRecord(plan=plan, desired=desired, configured_limits=limits, shapes={})

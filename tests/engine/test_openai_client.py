@@ -42,8 +42,8 @@ THE_COURSE_TOOL: Any = {"type": "function", "function": {"name": "set_course"}}
 
 
 @pytest.fixture
-def deployed(plan_of: Callable[..., Any], deploy: Callable[..., Deployed]) -> Deployed:
-    return deploy(plan_of(MODEL, "tp2pp2"))
+def deployed(deploy: Callable[..., Deployed]) -> Deployed:
+    return deploy(MODEL, {"tp2pp2": 1})
 
 
 @pytest.fixture

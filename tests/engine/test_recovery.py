@@ -1,16 +1,23 @@
-"""What goes wrong in a running system: clients that leave, workers that die."""
+"""What goes wrong in a running system: clients that leave, processes that die. No stream may show it."""
 
-import json
 import os
 import signal
 from collections.abc import Callable
 from typing import Any
 
 import httpx
+import moving_streams
+import psutil
 import pytest
+import ray
 from running_system import LONG_TOKENS, Deployed, prompts, stream, until
 
+from deployments.ingress import CONTROLLER, NAMESPACE
+
 pytestmark = pytest.mark.engine
+
+STREAMS = 16
+TOKENS = 600  # seconds of generation, in which something can happen
 
 
 def tokens_generated(deployed: Deployed) -> float:
@@ -18,10 +25,14 @@ def tokens_generated(deployed: Deployed) -> float:
     return sum(float(line.split()[-1]) for line in lines if line.startswith("vllm:generation_tokens_total{"))
 
 
-def test_a_client_that_disconnects_has_its_generation_aborted(
-    plan_of: Callable[..., Any], deploy: Callable[..., Any]
-) -> None:
-    deployed = deploy(plan_of("tiny-llama", "tp2pp2"))
+def process(title: str) -> psutil.Process:
+    """The first of our processes whose title has this in it."""
+    (found, *_) = [one for one in psutil.process_iter() if title in " ".join(one.cmdline() or [one.name()])]
+    return found
+
+
+def test_a_client_that_disconnects_has_its_generation_aborted(deploy: Callable[..., Any]) -> None:
+    deployed = deploy("tiny-llama", {"tp2pp2": 1})
     before = tokens_generated(deployed)
     with httpx.Client() as client, stream(deployed, client) as answer:
         lines = answer.iter_lines()
@@ -31,22 +42,91 @@ def test_a_client_that_disconnects_has_its_generation_aborted(
     assert 0 < tokens_generated(deployed) - before < LONG_TOKENS
 
 
-def test_a_killed_worker_ends_its_streams_and_the_replica_comes_back(
-    plan_of: Callable[..., Any], deploy: Callable[..., Any], expected_tokens: Callable[[str], list[dict[str, Any]]]
+def test_streams_outlive_the_only_replica(
+    deploy: Callable[..., Any], expected_tokens: Callable[[str], list[dict[str, Any]]]
 ) -> None:
-    deployed = deploy(plan_of("tiny-llama", "tp2pp2"))
+    """They wait until it has been started again; what is new meanwhile is refused."""
+    deployed = deploy("tiny-llama", {"tp2pp2": 1})
     before = deployed.report()
-    with httpx.Client() as client, stream(deployed, client) as answer:
-        lines = answer.iter_lines()
-        assert next(lines).startswith("data: ")
-        os.kill(before.found.workers[3].pid, signal.SIGKILL)  # the second stage, on the other node
-        rest = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
-    assert "error" in rest[-1]
-    refusal = httpx.get(f"{deployed.url}/v1/models")
-    assert (refusal.status_code, refusal.headers["retry-after"]) == (503, "5")
-    assert "0 of 1 replicas are up" in refusal.json()["error"]["message"]
+    requests = moving_streams.bodies(deployed.model, STREAMS, 200)
+    expected = moving_streams.run(deployed.url, requests)
+    refusals: list[httpx.Response] = []
 
-    until(lambda: httpx.get(f"{deployed.url}/health").status_code == 200, "serving again", timeout_s=240)
+    def kill() -> None:
+        os.kill(before.found.workers[3].pid, signal.SIGKILL)  # the second stage, on the other node
+        until(lambda: httpx.get(f"{deployed.url}/health").status_code == 503, "the loss is noticed", timeout_s=10)
+        refusals.append(httpx.get(f"{deployed.url}/v1/models"))
+
+    found = moving_streams.run(deployed.url, requests, kill)
+    moving_streams.assert_same(found, expected)
+    assert (refusals[0].status_code, refusals[0].headers["retry-after"]) == (503, "5")
+    assert "0 of 1 replicas are up" in refusals[0].json()["error"]["message"]
     assert deployed.complete(prompts()[0])["token_ids"] == expected_tokens("tiny-llama")[0]["token_ids"]
     after = deployed.report()
     assert {worker.pid for worker in after.found.workers}.isdisjoint(worker.pid for worker in before.found.workers)
+
+
+def kill_replica(deployed: Deployed) -> None:
+    name = next(iter(deployed.reports()))
+    process(f"ServeReplica:{name}:replica").kill()
+
+
+def kill_worker(deployed: Deployed) -> None:
+    report = next(iter(deployed.reports().values()))
+    os.kill(report.found.workers[0].pid, signal.SIGKILL)
+
+
+def stop_worker(deployed: Deployed) -> None:
+    """It hangs: nothing has died, no step comes."""
+    report = next(iter(deployed.reports().values()))
+    os.kill(report.found.workers[0].pid, signal.SIGSTOP)
+
+
+def kill_engine_core(deployed: Deployed) -> None:
+    process("VLLM::EngineCore").kill()
+
+
+def kill_controller(deployed: Deployed) -> None:
+    process("ray::FleetController").kill()
+    until(lambda: ray.get_actor(CONTROLLER, namespace=NAMESPACE), "the controller is back")
+
+
+def kill_serve_controller(deployed: Deployed) -> None:
+    process("ray::ServeController").kill()
+
+
+FAULTS = [
+    pytest.param(kill_replica, id="replica"),
+    pytest.param(stop_worker, id="hung-worker"),
+    pytest.param(kill_controller, id="controller"),
+    pytest.param(kill_worker, id="worker", marks=pytest.mark.slow),
+    pytest.param(kill_engine_core, id="engine-core", marks=pytest.mark.slow),
+    pytest.param(kill_serve_controller, id="serve-controller", marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_no_stream_shows_that_a_process_was_lost(fault: Callable[[Deployed], None], deploy: Callable[..., Any]) -> None:
+    deployed = deploy("tiny-llama", {"tp1": 2})
+    requests = moving_streams.bodies(deployed.model, STREAMS, TOKENS)
+    expected = moving_streams.run(deployed.url, requests)
+    found = moving_streams.run(deployed.url, requests, lambda: fault(deployed))
+    moving_streams.assert_same(found, expected)
+    until(lambda: deployed.view().phase == "steady", "all replicas are back", timeout_s=300)
+
+
+def test_an_ingress_that_dies_breaks_its_connections_and_comes_back(deploy: Callable[..., Any]) -> None:
+    deployed = deploy("tiny-llama", {"tp1": 2})
+    requests = moving_streams.bodies(deployed.model, 2, TOKENS)
+    found = moving_streams.run(deployed.url, requests, lambda: process("ingress:ingress").kill())
+    assert all("Error" in answer.error for answer in found), [answer.error for answer in found]
+    until(lambda: _answers(deployed.url), "it answers again", timeout_s=120)
+    left = lambda: sum(report.unfinished_requests for report in deployed.reports().values())  # noqa: E731
+    until(lambda: left() == 0, "the replicas have dropped its requests", timeout_s=30)
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/health").status_code == httpx.codes.OK
+    except httpx.HTTPError:
+        return False

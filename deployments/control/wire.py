@@ -1,0 +1,272 @@
+"""Everything that travels over the control API, both ways.
+
+Every value is frozen and refuses names it does not know. Times that last are in seconds (`_s`), points in time are ISO
+8601 with their offset. Pools are absolute: shape -> number of replicas; a pool of none is left out.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeInt
+
+from placement import Shape, ShapeError
+
+MAX_REPLICAS = 4096  # of one pool
+MAX_POOLS = 64
+MAX_REASON_CHARACTERS = 500
+MAX_WAIT_S = 60.0
+MAX_TIMEOUT_S = 86_400.0
+
+Way = Literal["surge", "rolling", "swap"]
+FleetPhase = Literal["starting", "steady", "repartitioning", "rolling-back", "degraded", "stopped"]
+ReplicaPhase = Literal["starting", "serving", "draining", "stopping", "failed", "lost"]
+EventKind = Literal[
+    "target",  # a new target was taken
+    "step",  # a step of a repartition began or ended
+    "stall",  # requests are held, or are no longer
+    "failure",  # a step failed or took too long
+    "rollback",  # the last good state is being restored
+    "reached",  # the fleet is as wanted
+    "rolled-back",  # the fleet is as it was before
+    "replica",  # a replica changed its phase
+    "loss",  # hardware went, or is about to
+    "replan",  # what is left is cut anew
+    "migration",  # requests moved to another replica
+    "quarantine",  # a request that ends replicas is not tried again
+    "controller",  # the controller itself started or stopped
+]
+
+
+def _pools(value: object) -> object:
+    """Pools with shapes in canonical form and without empty pools; anything but a mapping is left to the type."""
+    if not isinstance(value, Mapping):
+        return value
+    pools: dict[str, int] = {}
+    for text, replicas in value.items():
+        try:
+            shape = str(Shape.parse(text))
+        except (ShapeError, TypeError) as error:
+            raise ValueError(str(error) if isinstance(error, ShapeError) else "give shapes as text") from error
+        if isinstance(replicas, bool) or not isinstance(replicas, int) or not 0 <= replicas <= MAX_REPLICAS:
+            raise ValueError(f"give {text} a whole number of replicas from 0 to {MAX_REPLICAS}, not {replicas!r}")
+        if shape in pools:
+            raise ValueError(f"give {shape} once")
+        pools[shape] = replicas
+    if len(pools) > MAX_POOLS:
+        raise ValueError(f"give at most {MAX_POOLS} shapes, not {len(pools)}")
+    return {shape: replicas for shape, replicas in sorted(pools.items()) if replicas}
+
+
+def _line(text: str) -> str:
+    # Reasons are shown in terminals of other people: control characters could rewrite what is on them.
+    if not text.strip() or not text.isprintable() or len(text) > MAX_REASON_CHARACTERS:
+        raise ValueError(f"give one line of at most {MAX_REASON_CHARACTERS} printable characters that says why")
+    return text.strip()
+
+
+Pools = Annotated[Mapping[str, int], BeforeValidator(_pools)]
+Reason = Annotated[str, AfterValidator(_line)]
+Seconds = Annotated[float, Field(ge=0)]
+
+
+class _Wire(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class SeatView(_Wire):
+    """Where one rank of a replica runs."""
+
+    rank: NonNegativeInt
+    island: str
+    node: str
+    slot: NonNegativeInt
+
+
+class ReplicaView(_Wire):
+    """One replica and its load."""
+
+    name: str
+    shape: str
+    phase: ReplicaPhase
+    in_phase_s: Seconds
+    seats: tuple[SeatView, ...]
+    unfinished_requests: NonNegativeInt
+    tokens_per_s: Seconds | None = Field(default=None, description="Generated tokens a second; null where not known.")
+    cause: str | None = Field(default=None, description="Why it is not well; null where it is.")
+
+
+class RepartitionView(_Wire):
+    """A repartition in progress."""
+
+    way: Way
+    step: NonNegativeInt = Field(description="Steps begun so far.")
+    steps: NonNegativeInt = Field(description="Steps in all, as planned now.")
+    doing: str = Field(description="The step that runs now, in words.")
+    announced_stall_s: Seconds = Field(description="Longest time a stream was announced to stand still.")
+    running_s: Seconds
+
+
+class FleetView(_Wire):
+    """All replicas of one model. `desired_pools` is the last target; `effective_pools` what the hardware allows."""
+
+    model: str
+    version: NonNegativeInt = Field(description="Goes up with every target that is taken.")
+    phase: FleetPhase
+    desired_pools: Pools
+    effective_pools: Pools
+    shortfall: str | None = Field(default=None, description="Why the effective pools differ from the desired ones.")
+    replicas: tuple[ReplicaView, ...] = ()
+    repartition: RepartitionView | None = None
+
+
+class NodeView(_Wire):
+    """One Ray node with GPUs."""
+
+    name: str
+    island: str
+    gpus: NonNegativeInt
+    free_gpus: NonNegativeInt
+    draining: bool = Field(default=False, description="It will go; nothing new starts there.")
+
+
+class ClusterView(_Wire):
+    """The hardware."""
+
+    nodes: tuple[NodeView, ...]
+
+    @property
+    def islands(self) -> tuple[str, ...]:
+        return tuple(sorted({node.island for node in self.nodes}))
+
+    @property
+    def gpus(self) -> int:
+        return sum(node.gpus for node in self.nodes)
+
+    @property
+    def free_gpus(self) -> int:
+        return sum(node.free_gpus for node in self.nodes if not node.draining)
+
+
+class Overview(_Wire):
+    """Everything at one moment."""
+
+    cluster: ClusterView
+    fleets: tuple[FleetView, ...]
+
+    def fleet(self, model: str) -> FleetView | None:
+        return next((fleet for fleet in self.fleets if fleet.model == model), None)
+
+
+class Limits(_Wire):
+    """What a change may cost. What is left out is as configured."""
+
+    floor: float | None = Field(default=None, ge=0, le=1, description="Share of the capacity that keeps serving.")
+    max_stall_s: float | None = Field(default=None, ge=0, le=MAX_TIMEOUT_S, description="Longest stall of a stream.")
+    drain_timeout_s: float | None = Field(default=None, ge=0, le=MAX_TIMEOUT_S, description="Then streams migrate.")
+    start_timeout_s: float | None = Field(default=None, gt=0, le=MAX_TIMEOUT_S, description="Then a start failed.")
+
+
+class PoolsTarget(_Wire):
+    """What a fleet shall be. No pools: the model is stopped and deleted."""
+
+    pools: Pools = Field(description="Shape -> number of replicas, of all pools: what is not named goes.")
+    reason: Reason = Field(description="Why, for the events and the audit log.")
+    way: Way | None = Field(default=None, description="How to get there; null: the best that the limits allow.")
+    limits: Limits = Limits()
+    if_version: NonNegativeInt | None = Field(default=None, description="Refuse unless the fleet has this version.")
+    dry_run: bool = Field(default=False, description="Only say what would be done.")
+
+
+class Obstacle(_Wire):
+    """Why a target cannot be: the constraint that binds, with its numbers, and the nearest change that fits."""
+
+    constraint: str
+    nearest: str
+
+    def __str__(self) -> str:
+        return f"{self.constraint}. Nearest: {self.nearest}."
+
+
+class ForecastStep(_Wire):
+    """One step of a plan, `at_s` after its start."""
+
+    at_s: Seconds
+    step: str = Field(description="The kind of step, in a word: start, shift, hold, drain, stop, ...")
+    what: str
+    reason: str
+
+
+class ForecastView(_Wire):
+    """How a target would be reached. `way` is null where there is nothing to do, or no way."""
+
+    way: Way | None
+    timeline: tuple[ForecastStep, ...] = ()
+    stall_s: Seconds = Field(default=0.0, description="Longest time that a stream is expected to stand still.")
+    gpus_needed: NonNegativeInt = Field(default=0, description="Most GPUs held at once, old and new together.")
+    infeasible: Obstacle | None = None
+
+
+class Accepted(_Wire):
+    """A target that was taken, or for a dry run would be. `changed` is false where it was the target already."""
+
+    version: NonNegativeInt
+    changed: bool
+    forecast: ForecastView
+
+
+class Event(_Wire):
+    """Something that happened. Numbers go up and are never used twice."""
+
+    number: NonNegativeInt
+    at: AwareDatetime
+    model: str
+    kind: EventKind
+    replica: str | None = None
+    text: str
+
+
+class Gap(_Wire):
+    """Events that are gone because the reader came too late."""
+
+    first: NonNegativeInt
+    last: NonNegativeInt
+
+
+class EventPage(_Wire):
+    """Events in order. Read on after `newest`, which may be an event of a model that was not asked for."""
+
+    events: tuple[Event, ...]
+    newest: NonNegativeInt
+    gap: Gap | None = None
+
+
+class AuditEntry(_Wire):
+    """One request to change something, whatever came of it."""
+
+    at: AwareDatetime
+    who: str
+    model: str
+    what: str
+    before: Pools
+    after: Pools
+    outcome: Literal["accepted", "unchanged", "refused"]
+    reason: str = Field(description="Why it was asked for.")
+    refusal: str | None = Field(default=None, description="Why it was refused.")
+
+
+class AuditPage(_Wire):
+    """The latest entries, oldest first."""
+
+    entries: tuple[AuditEntry, ...]
+
+
+class Problem(_Wire):
+    """An error, as in RFC 9457. `detail` is a sentence for people; what follows it depends on `type`."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    current: FleetView | None = Field(default=None, description="The fleet as it is, where the target conflicts.")
+    known_models: tuple[str, ...] | None = None
+    obstacle: Obstacle | None = None

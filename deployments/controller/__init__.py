@@ -1,0 +1,9 @@
+"""The fleet controller: a Ray actor that makes the fleet what is wanted.
+
+    control API --> wish, stored --+
+                                   +--> reconcile.next_steps (pure) --> steps --> Serve
+    Ray, Serve, replicas --> what is found --+                          |
+                                                                        +--> membership --> every ingress
+
+It holds no stream and no token: while it is away everything that serves goes on serving.
+"""

@@ -1,0 +1,169 @@
+"""The fleet controller as a Ray actor: its life, what ingresses ask it, and the control API's side of it."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+import uvicorn
+
+from deployments import fleet
+from deployments.control.api import control_app
+from deployments.control.audit import AuditLog
+from deployments.control.events import EventLog
+from deployments.control.gate import known_tokens
+from deployments.control.refusals import Refusal
+from deployments.control.wire import Accepted, AuditEntry, EventPage, Overview, PoolsTarget
+from deployments.controller.observing import Observer
+from deployments.controller.reconciling import Reconciler
+from deployments.controller.records import ModelRecord, Settings, Store
+from deployments.controller.targets import Targets
+from deployments.ingress import listening_socket
+from deployments.membership import IngressReport, Membership
+
+BUSY_PERIOD_S = 0.25
+IDLE_PERIOD_S = 1.0
+LONG_POLL_S = 1.0
+REPORT_LIFETIME_S = 10.0
+EVENTS_KEPT = 10_000
+
+log = logging.getLogger(__name__)
+
+
+class FleetController:
+    """All fleets of a cluster. Detached and named; Ray starts it again when it dies, with the same ``settings``."""
+
+    async def __init__(self, settings: Settings) -> None:  # type: ignore[misc]  # Ray awaits it
+        events = EventLog(capacity=EVENTS_KEPT, first_number=time.time_ns() // 10**6, now=lambda: datetime.now(UTC))
+        self._events = events
+        self._settings = settings
+        self._store = Store()
+        self._reconciler = Reconciler(self._store, Observer(settings.gpu_memory_bytes), events, settings.secret)
+        self._audit = _audit_log(Path(settings.state_dir))
+        self._targets = Targets(self._reconciler, events, self._audit, self._speeds)
+        self._heard: dict[str, tuple[float, str, IngressReport]] = {}  # by ingress: when, its model, what it said
+        self._change = asyncio.Event()
+        self._wake = asyncio.Event()
+        await asyncio.to_thread(fleet.start_serve)
+        app = control_app(self, known_tokens(settings.tokens))
+        config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off")
+        listener = listening_socket(settings.host, settings.port)
+        events.add("", "controller", "The fleet controller has started.")
+        self._tasks = [
+            asyncio.create_task(uvicorn.Server(config).serve(sockets=[listener])),
+            asyncio.create_task(self._reconcile_for_ever()),
+        ]
+
+    async def _reconcile_for_ever(self) -> None:
+        while True:
+            period_s = BUSY_PERIOD_S
+            try:
+                period_s = BUSY_PERIOD_S if await self._reconciler.turn() else IDLE_PERIOD_S
+            except Exception:  # whatever Ray or Serve could not do now may work in the next turn
+                log.exception("a turn of the controller failed")
+            self._announce()
+            try:
+                async with asyncio.timeout(period_s):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass
+            self._wake.clear()
+
+    def _announce(self) -> None:
+        self._change.set()
+        self._change = asyncio.Event()
+
+    # --- for the launcher and the ingresses ---
+
+    async def settings(self) -> Settings:
+        """What this controller was started with."""
+        return self._settings
+
+    async def models(self) -> tuple[str, ...]:
+        """Names of the models that are served, or are going."""
+        return tuple(self._store.models)
+
+    async def serve(self, record: ModelRecord) -> None:
+        """Serve a model, or serve it differently."""
+        self._targets.serve(record)
+        self._wake.set()
+
+    async def membership(self, model: str, version: int, report: IngressReport) -> Membership:
+        """The fleet of a model; waits a moment for one that differs from ``version``."""
+        self._heard[report.ingress] = (time.monotonic(), model, report)
+        deadline_s = time.monotonic() + LONG_POLL_S
+        while True:
+            found = self._reconciler.memberships.get(model)
+            if found is not None and found.version != version:
+                return found
+            try:
+                async with asyncio.timeout_at(asyncio.get_running_loop().time() + deadline_s - time.monotonic()):
+                    await self._change.wait()
+            except TimeoutError:
+                return found or Membership(version=version)
+
+    async def names(self, model: str) -> tuple[str, ...]:
+        """Serve applications of the replicas of a model."""
+        return tuple(name for name, record in self._store.replicas.items() if record.model == model)
+
+    async def close(self, model: str, timeout_s: float) -> int:
+        """Take no new requests for the model, wait for those there are; return how many are left in the end."""
+        self._reconciler.close(model)
+        self._announce()
+        deadline_s = time.monotonic() + timeout_s
+        while (left := self._unfinished_requests(model)) and time.monotonic() < deadline_s:  # noqa: ASYNC110
+            await asyncio.sleep(BUSY_PERIOD_S)  # the ingresses tell whenever they ask for the membership
+        return left
+
+    async def remove(self, model: str) -> None:
+        """Serve the model no longer."""
+        self._targets.remove(model)
+        self._wake.set()
+
+    async def forget_everything(self) -> None:
+        """Leave no record behind: the last model has gone."""
+        self._store.clear()
+
+    def _unfinished_requests(self, model: str) -> int:
+        """Requests that clients still wait for, as the ingresses have told."""
+        return sum(report.unfinished_requests for served, report in self._reports() if served == model)
+
+    def _reports(self) -> list[tuple[str, IngressReport]]:
+        silent_s = time.monotonic() - REPORT_LIFETIME_S
+        self._heard = {name: heard for name, heard in self._heard.items() if heard[0] >= silent_s}
+        return [(model, report) for _, model, report in self._heard.values()]
+
+    def _speeds(self) -> Mapping[str, float]:
+        """Tokens a second of each replica, as the ingresses have measured them."""
+        speeds: dict[str, float] = {}
+        for _, report in self._reports():
+            for replica, tokens_per_s in report.decode_tokens_per_s.items():
+                speeds[replica] = speeds.get(replica, 0.0) + tokens_per_s
+        return speeds
+
+    # --- what the control API asks ---
+
+    async def read(self) -> Overview:
+        """Everything as it is now."""
+        return self._targets.overview()
+
+    async def set_pools(self, model: str, target: PoolsTarget, who: str) -> Accepted | Refusal:
+        """Take a target, or say why not."""
+        answer = self._targets.set_pools(model, target, who)
+        self._wake.set()
+        return answer
+
+    async def events(self, after: int | None, model: str | None, wait_s: float) -> EventPage:
+        """What happened."""
+        return await self._events.read(after, model, wait_s)
+
+    async def audit(self, limit: int) -> tuple[AuditEntry, ...]:
+        """Who asked for what."""
+        return self._audit.latest(limit)
+
+
+def _audit_log(state_dir: Path) -> AuditLog:
+    state_dir.mkdir(parents=True, exist_ok=True)  # the head node may be another machine than the launcher's
+    return AuditLog(state_dir / "audit.jsonl")

@@ -1,0 +1,34 @@
+"""The fleet of a model as its ingresses are told of it. Pure."""
+
+from collections.abc import Iterable, Mapping
+
+from deployments.controller.records import Intent, ModelRecord, ReplicaRecord
+from deployments.membership import Member, Membership
+from deployments.replica import ReplicaReport
+
+
+def membership(
+    record: ModelRecord, replicas: Iterable[ReplicaRecord], reports: Mapping[str, ReplicaReport], version: int
+) -> Membership:
+    """The replicas that run, and what to do while none does."""
+    mine = [one for one in replicas if one.model == record.plan.model]
+    return Membership(
+        version=version,
+        members=tuple(_member(one, reports[one.name]) for one in mine if one.name in reports),
+        planned_replicas=sum(one.intent is Intent.RUN for one in mine),
+        hold_s=max(record.plan.hold_s, 2 * record.stall_s),
+        holds_new=record.is_held,
+        is_closing=record.is_closing or not record.desired.pools,
+    )
+
+
+def _member(record: ReplicaRecord, report: ReplicaReport) -> Member:
+    return Member(
+        replica=record.name,
+        host=report.host,
+        port=report.port,
+        accepts=record.intent is Intent.RUN,
+        leaves=record.intent in (Intent.MOVE, Intent.STOP),
+        max_running=report.max_running,
+        kv_tokens=report.kv_tokens,
+    )

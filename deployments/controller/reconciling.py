@@ -1,0 +1,283 @@
+"""One turn of the controller: look, decide for each model, act, tell the ingresses."""
+
+import asyncio
+import itertools
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from deployments import fleet
+from deployments.control.events import EventLog
+from deployments.control.wire import EventKind
+from deployments.controller.members import membership
+from deployments.controller.observing import Observer, World, is_gone, state_of
+from deployments.controller.records import Intent, ModelRecord, ReplicaRecord, Store
+from deployments.membership import Membership
+from deployments.reconcile import (
+    Actual,
+    Adjusted,
+    CountFailure,
+    Desired,
+    Drain,
+    Durations,
+    Hold,
+    Move,
+    Phase,
+    Pools,
+    Release,
+    ReplicaState,
+    RollBack,
+    Settle,
+    Start,
+    Step,
+    Stop,
+    Way,
+    next_steps,
+    survive,
+    wanted,
+    without_nodes,
+)
+
+GUESSED_START_S = 60.0
+GUESSED_STOP_S = 3.0
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """How a model is getting on: the pools that are worked towards and why they are not the desired ones, if so.
+
+    ``is_stuck``: nothing is under way and nothing can be done. ``way`` is that of the last replicas that were started.
+    """
+
+    pools: Pools
+    shortfall: str | None = None
+    is_stuck: bool = False
+    way: Way = Way.SURGE
+
+
+class Reconciler:
+    """The state of the controller between two turns, all of which can be found again after a crash."""
+
+    def __init__(
+        self, store: Store, observer: Observer, events: EventLog, secret: str, now: Callable[[], float] = time.time
+    ) -> None:
+        self.store = store
+        self.world = World()
+        self.shortfalls: dict[str, str] = {}
+        self.blocked: dict[str, str] = {}
+        self.ways: dict[str, Way] = {}
+        self.memberships: dict[str, Membership] = {}
+        self._observer = observer
+        self._events = events
+        self._secret = secret
+        self._now = now
+        self._phases: dict[str, Phase] = {}
+        # Ingresses compare versions of different controllers: start above all that an earlier one has used.
+        self._versions = itertools.count(time.time_ns())
+
+    # --- what is, and what is wanted ---
+
+    @property
+    def replicas(self) -> tuple[ReplicaState, ...]:
+        """All replicas as they were found last, or were changed since."""
+        return tuple(state_of(record, self.world) for record in self.store.replicas.values())
+
+    def actual(self) -> Actual:
+        """The present, for the reconciler."""
+        return Actual(
+            now_s=self._now(),
+            next_index=self.store.next_index,
+            replicas=self.replicas,
+            held=frozenset(name for name, record in self.store.models.items() if record.is_held),
+            records={name: record.memory for name, record in self.store.models.items()},
+        )
+
+    def wish(self, record: ModelRecord) -> tuple[Desired, str]:
+        """What to work towards now, and why that is not the desired state where hardware is missing."""
+        desired = wanted(record.desired, record.memory.about(record.desired.version))
+        others = [one for one in self.replicas if one.model != desired.model and one.phase is not Phase.STOPPING]
+        taken = frozenset(place for one in others for place in one.layout.places)
+        left = without_nodes(self.world.where.cluster, self.world.leaving)
+        adjusted = survive(desired, left, lambda shape: shape in record.shapes, tuple(record.shapes), taken=taken)
+        if not isinstance(adjusted, Adjusted):
+            return desired, str(adjusted)
+        return adjusted.applied_to(desired), adjusted.reason
+
+    def standing(self, record: ModelRecord) -> Standing:
+        """How the model is getting on."""
+        model = record.plan.model
+        wish, shortfall = self.wish(record)
+        blocked = self.blocked.get(model, "")
+        is_still = all(one.phase is Phase.SERVING for one in self.replicas if one.model == model)
+        return Standing(
+            pools=wish.pools,
+            shortfall=shortfall or blocked or None,
+            is_stuck=bool(blocked) and is_still,
+            way=self.ways.get(model, Way.SURGE),
+        )
+
+    def durations(self, record: ModelRecord) -> Durations:
+        """What the model's last start and configured drain say about the next."""
+        start_s = record.start_s or GUESSED_START_S
+        return Durations(start_s=start_s, drain_s=record.limits.drain_timeout_s, stop_s=GUESSED_STOP_S)
+
+    # --- a turn ---
+
+    async def turn(self) -> bool:
+        """Go one round; True when there was something to do, or something is on its way."""
+        self.world = await self._observer.look(self.store.replicas)
+        await self._bury()
+        await self._delete_strays()
+        await self._hand_over()
+        self._note_phases()
+        steps: list[Step] = []
+        for model in list(self.store.models):
+            await self._keep_ingress(self.store.models[model])
+            steps += await self._reconcile(self.store.models[model])
+        self.publish()
+        is_ending = any(not record.desired.pools for record in self.store.models.values())
+        return bool(steps) or is_ending or any(one.phase is not Phase.SERVING for one in self.replicas)
+
+    async def _bury(self) -> None:
+        """Forget stopped replicas of which nothing is left, and models that have gone."""
+        for one in [one for one in self.store.replicas.values() if one.intent is Intent.STOP]:
+            if is_gone(one, self.world):
+                self.store.drop_replica(one.name)
+                self._phases.pop(one.name, None)
+                self._events.add(one.model, "replica", "It has gone.", replica=one.name)
+            elif one.name in self.world.applications:
+                await asyncio.to_thread(fleet.delete, one.name)
+        for model, record in list(self.store.models.items()):
+            if record.desired.pools or any(one.model == model for one in self.store.replicas.values()):
+                continue
+            if record.plan.ingress_name in self.world.applications:
+                await asyncio.to_thread(fleet.delete, record.plan.ingress_name)
+                continue
+            self.store.drop_model(model)
+            for remembered in (self.shortfalls, self.blocked, self.ways, self.memberships):
+                remembered.pop(model, None)
+            self._events.add(model, "reached", "The model is no longer served.")
+
+    async def _delete_strays(self) -> None:
+        """Delete replicas and ingresses without a record: nobody else would ever free their GPUs and ports."""
+        known = self.store.replicas.keys() | {record.plan.ingress_name for record in self.store.models.values()}
+        for name, overview in self.world.applications.items():
+            if name not in known and fleet.is_ours(name, overview) and not fleet.is_going(overview):
+                self._events.add("", "controller", "It is not on record, so it is deleted.", replica=name)
+                await asyncio.to_thread(fleet.delete, name)
+
+    async def _hand_over(self) -> None:
+        """Have Serve start what was put on record before Serve, or an earlier controller, died over it."""
+        for one in self.store.replicas.values():
+            is_new = one.name not in self._phases and one.name not in self.world.applications
+            has_nodes = {seat.node for seat in one.layout.seats} <= self.world.where.selectors.keys()
+            is_late = self._now() - one.since_s >= self.store.models[one.model].limits.start_timeout_s
+            if is_new and has_nodes and not is_late and one.intent is Intent.RUN:
+                await self._start(one)
+
+    async def _start(self, record: ReplicaRecord) -> None:
+        plan = self.store.models[record.model].plan
+        await asyncio.to_thread(fleet.start_replica, plan, record.name, record.layout, self.world.where, self._secret)
+        # Serve knows it from now on; until the next look it is as if it had been seen.
+        self.world = replace(self.world, applications=await asyncio.to_thread(fleet.applications))
+
+    def _note_phases(self) -> None:
+        for one in self.replicas:
+            before = self._phases.get(one.name)
+            if one.phase is before:
+                continue
+            self._phases[one.name] = one.phase
+            record, model = self.store.replicas[one.name], self.store.models.get(one.model)
+            is_started = before is Phase.STARTING and one.phase is Phase.SERVING
+            if is_started and model is not None:
+                self.store.put_model(replace(model, start_s=self._now() - record.since_s))
+            if before is not None and record.intent is Intent.RUN:
+                self.store.put_replica(replace(record, since_s=self._now()))
+            text = f"It is {one.phase}" + (f": {one.cause}" if one.cause else ".")
+            self._events.add(one.model, "failure" if one.phase is Phase.FAILED else "replica", text, replica=one.name)
+
+    async def _keep_ingress(self, record: ModelRecord) -> None:
+        if record.desired.pools and record.plan.ingress_name not in self.world.applications:
+            await asyncio.to_thread(fleet.start_ingress, record.plan, self._secret)
+
+    async def _reconcile(self, record: ModelRecord) -> tuple[Step, ...]:
+        model = record.plan.model
+        wish, shortfall = self.wish(record)
+        self._tell(self.shortfalls, model, "replan", shortfall)
+        outcome = next_steps(
+            self.actual(),
+            [wish],
+            self.world.where.cluster,
+            record.limits,
+            self.durations(record),
+            leaving=self.world.leaving,
+        )
+        self._tell(self.blocked, model, "failure", str(outcome.blocked[model]) if model in outcome.blocked else "")
+        self.ways |= outcome.ways
+        for step in outcome.steps:
+            await self._execute(step)
+        return outcome.steps
+
+    def _tell(self, said: dict[str, str], model: str, kind: EventKind, text: str) -> None:
+        """Make an event of a state, once."""
+        before = said.get(model, "")
+        if text != before:
+            said[model] = text
+            self._events.add(model, kind if text else "step", text or f"No longer: {before}")
+
+    async def _execute(self, step: Step) -> None:
+        match step:
+            case Start(name=name, model=model, layout=layout, reason=reason):
+                self._events.add(model, "step", f"Start on {_islands(step)}. {reason}", replica=name)
+                record = ReplicaRecord(name=name, model=model, layout=layout, since_s=self._now())
+                self.store.begin_replica(record, next_index=int(name.rpartition("--")[2]) + 1)
+                await self._start(record)
+            case Drain(name=name, reason=reason):
+                self._intend(name, Intent.DRAIN, f"Drain. {reason}")
+            case Move(name=name, reason=reason):
+                self._intend(name, Intent.MOVE, f"Move its requests. {reason}")
+            case Stop(name=name, reason=reason):
+                self._intend(name, Intent.STOP, f"Stop. {reason}")
+                await asyncio.to_thread(fleet.delete, name)
+            case Hold(model=model, stall_s=stall_s, reason=reason):
+                self._change(model, "stall", reason, is_held=True, stall_s=stall_s)
+            case Release(model=model, reason=reason):
+                self._change(model, "stall", f"Requests go on. {reason}", is_held=False)
+            case RollBack(model=model, record=memory, reason=reason):
+                self._change(model, "rollback", reason, memory=memory)
+            case CountFailure(model=model, record=memory, reason=reason):
+                self._change(model, "failure", reason, memory=memory)
+            case Settle(model=model, record=memory, reason=reason):
+                self._change(model, "rolled-back" if memory.given_up else "reached", reason, memory=memory, stall_s=0.0)
+
+    def _intend(self, name: str, intent: Intent, text: str) -> None:
+        self.store.intend(name, intent, self._now())
+        self._events.add(self.store.replicas[name].model, "step", text, replica=name)
+
+    def _change(self, model: str, kind: EventKind, text: str, **changes: object) -> None:
+        self.store.put_model(replace(self.store.models[model], **changes))  # type: ignore[arg-type]
+        self._events.add(model, kind, text)
+
+    # --- for the ingresses ---
+
+    def close(self, model: str) -> None:
+        """Have the ingresses refuse new requests for the model, if it is served."""
+        record = self.store.models.get(model)
+        if record is not None:
+            self.store.put_model(replace(record, is_closing=True))
+            self.publish()
+
+    def publish(self) -> None:
+        """Make a new membership of each model whose fleet looks different to ingresses."""
+        for model, record in self.store.models.items():
+            before = self.memberships.get(model, Membership())
+            now = membership(record, self.store.replicas.values(), self.world.reports, before.version)
+            if now != before or model not in self.memberships:
+                self.memberships[model] = replace(now, version=next(self._versions))
+
+
+def _islands(step: Start) -> str:
+    return ", ".join(sorted({seat.island for seat in step.layout.seats}))

@@ -1,0 +1,141 @@
+"""What the controller must not forget: kept in Ray's GCS, so that a controller that died goes on where it was.
+
+Only what is wanted and what was begun is stored. Everything else is asked of Ray and Serve again.
+"""
+
+import pickle
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Any
+
+from ray.experimental import internal_kv
+
+from deployments.control.gate import Caller
+from deployments.fleet import FleetPlan
+from deployments.reconcile import Desired, Limits, Record
+from placement import Layout, Shape
+
+_NAMESPACE = b"archipelago"
+
+
+class Intent(StrEnum):
+    """What the controller has decided about a replica."""
+
+    RUN = "run"
+    DRAIN = "drain"
+    MOVE = "move"
+    STOP = "stop"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaRecord:
+    """One replica that was begun. ``since_s`` (wall clock) is when its intent or its health changed last."""
+
+    name: str
+    model: str
+    layout: Layout
+    since_s: float
+    intent: Intent = Intent.RUN
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelRecord:
+    """One model: how it is served, what is wanted, what that may cost, and what the reconciler remembers of it.
+
+    ``asked_limits`` come with the last target, by name, and hold for it instead of the configured ones.
+    ``shapes`` are those that hold the model on this cluster, with the GPU memory each needs: what may be asked for, and
+    the candidates when hardware is lost. Empty when the size of the model is not known.
+    ``start_s`` is how long its last start took, the best guess for the next.
+    """
+
+    plan: FleetPlan
+    desired: Desired
+    configured_limits: Limits
+    shapes: Mapping[Shape, int]
+    asked_limits: Mapping[str, Any] = field(default_factory=dict)
+    memory: Record = field(default_factory=Record)
+    is_closing: bool = False
+    is_held: bool = False
+    stall_s: float = 0.0
+    start_s: float | None = None
+    changed_at_s: float = 0.0
+
+    @property
+    def limits(self) -> Limits:
+        """What the change that is under way may cost."""
+        return replace(self.configured_limits, **self.asked_limits)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What holds for all models.
+
+    ``secret`` is known to ingresses and replicas; ``tokens`` to users of the control API, which is at
+    ``host``:``port``. ``gpu_memory_bytes`` is None where the nodes' drivers are asked. ``state_dir`` has the audit log.
+    """
+
+    secret: str
+    tokens: Mapping[str, Caller]
+    host: str
+    port: int
+    gpu_memory_bytes: int | None
+    state_dir: str
+
+
+class Store:
+    """Records in the key-value store of Ray's GCS, and a copy in memory. One writer: the controller."""
+
+    def __init__(self) -> None:
+        self.models: dict[str, ModelRecord] = {record.plan.model: record for record in _load("model/")}
+        self.replicas: dict[str, ReplicaRecord] = {record.name: record for record in _load("replica/")}
+        self.next_index: int = next(iter(_load("next_index")), 0)
+
+    def put_model(self, record: ModelRecord) -> None:
+        """Remember a model."""
+        self.models[record.plan.model] = record
+        _put(f"model/{record.plan.model}", record)
+
+    def drop_model(self, model: str) -> None:
+        """Forget a model."""
+        del self.models[model]
+        _delete(f"model/{model}")
+
+    def begin_replica(self, record: ReplicaRecord, next_index: int) -> None:
+        """Remember a replica before it is started, so that nothing can be running without a record."""
+        self.next_index = max(self.next_index, next_index)
+        _put("next_index", self.next_index)
+        self.put_replica(record)
+
+    def put_replica(self, record: ReplicaRecord) -> None:
+        """Remember a replica."""
+        self.replicas[record.name] = record
+        _put(f"replica/{record.name}", record)
+
+    def intend(self, name: str, intent: Intent, now_s: float) -> None:
+        """Remember what was decided about a replica."""
+        self.put_replica(replace(self.replicas[name], intent=intent, since_s=now_s))
+
+    def drop_replica(self, name: str) -> None:
+        """Forget a replica of which nothing is left."""
+        del self.replicas[name]
+        _delete(f"replica/{name}")
+
+    def clear(self) -> None:
+        """Leave nothing behind in a cluster that goes on without a fleet."""
+        internal_kv._internal_kv_del(b"", del_by_prefix=True, namespace=_NAMESPACE)
+
+
+def _load(prefix: str) -> Iterator[Any]:
+    for key in internal_kv._internal_kv_list(prefix, namespace=_NAMESPACE):
+        value = internal_kv._internal_kv_get(key, namespace=_NAMESPACE)
+        if value is not None:
+            yield pickle.loads(value)  # written by _put, in the cluster's own store
+
+
+def _put(key: str, value: object) -> None:
+    internal_kv._internal_kv_put(key, pickle.dumps(value), overwrite=True, namespace=_NAMESPACE)
+
+
+def _delete(key: str) -> None:
+    internal_kv._internal_kv_del(key, namespace=_NAMESPACE)

@@ -1,0 +1,137 @@
+"""What the control API asks of the controller: the fleets as they are, and other pools for them."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+
+from deployments.control.audit import AuditLog, entry_of
+from deployments.control.events import EventLog
+from deployments.control.refusals import Refusal, admit, does_not_fit, named, unknown_model
+from deployments.control.wire import Accepted, FleetView, ForecastView, Obstacle, Overview, PoolsTarget
+from deployments.controller import views
+from deployments.controller.reconciling import Reconciler
+from deployments.controller.records import ModelRecord
+from deployments.reconcile import Desired, Way, forecast
+
+Speeds = Mapping[str, float]
+
+
+class Targets:
+    """Takes targets or says why not, and keeps the audit log; the reconciler then works towards what was taken.
+
+    ``speeds`` tells the measured tokens a second of each replica. One caller at a time: nothing here waits.
+    """
+
+    def __init__(
+        self,
+        reconciler: Reconciler,
+        events: EventLog,
+        audit: AuditLog,
+        speeds: Callable[[], Speeds],
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._reconciler = reconciler
+        self._store = reconciler.store
+        self._events = events
+        self._audit = audit
+        self._speeds = speeds
+        self._now = now
+
+    def overview(self) -> Overview:
+        """Everything as it is now."""
+        return Overview(
+            cluster=views.cluster_view(self._reconciler.world, self._reconciler.replicas),
+            fleets=tuple(self._view(record) for record in self._store.models.values()),
+        )
+
+    def serve(self, record: ModelRecord) -> None:
+        """Serve a model, or serve it differently."""
+        known = self._store.models.get(record.plan.model)
+        if known is not None:  # versions only go up, and what serves now is what a failure goes back to
+            desired = replace(record.desired, version=known.desired.version + 1)
+            record = replace(record, desired=desired, memory=known.memory, start_s=known.start_s)
+        self._store.put_model(replace(record, changed_at_s=self._now()))
+
+    def remove(self, model: str) -> None:
+        """Serve a model no longer, if it is served."""
+        record = self._store.models.get(model)
+        if record is not None:
+            gone = replace(record.desired, pools=(), version=record.desired.version + 1, reason="stopped")
+            self._store.put_model(replace(record, desired=gone, changed_at_s=self._now()))
+
+    def set_pools(self, model: str, target: PoolsTarget, who: str) -> Accepted | Refusal:
+        """Take a target, or say why not. Raises OSError, and takes nothing, when it cannot be put on record."""
+        record = self._store.models.get(model)
+        current = self._view(record) if record else None
+        answer = (
+            self._answer(record, current, target)
+            if record and current
+            else unknown_model(model, list(self._store.models))
+        )
+        if target.dry_run:
+            return answer
+        at = datetime.fromtimestamp(self._now(), UTC)
+        self._audit.record(entry_of(target, answer, who=who, at=at, model=model, current=current))
+        if record is not None and isinstance(answer, Accepted) and answer.changed:
+            self._store.put_model(replace(self._changed(record, target), stall_s=answer.forecast.stall_s))
+            self._events.add(model, "target", f"{who} wants {named(target.pools)}: {target.reason}")
+        return answer
+
+    def _view(self, record: ModelRecord) -> FleetView:
+        mine = [one for one in self._reconciler.replicas if one.model == record.plan.model]
+        return views.fleet_view(record, self._reconciler.standing(record), mine, self._speeds(), self._now())
+
+    def _answer(self, record: ModelRecord, current: FleetView, target: PoolsTarget) -> Accepted | Refusal:
+        verdict = admit(target, current)
+        if isinstance(verdict, Refusal):
+            return verdict
+        version = record.desired.version
+        if not verdict:
+            return Accepted(version=version, changed=False, forecast=ForecastView(way=None))
+        misfit = _misfit(record, target)
+        seen = ForecastView(way=None, infeasible=misfit) if misfit else self._forecast(self._changed(record, target))
+        if target.dry_run:
+            return Accepted(version=version, changed=seen.infeasible is None, forecast=seen)
+        if seen.infeasible is not None:
+            return does_not_fit(target, current, seen.infeasible)
+        return Accepted(version=version + 1, changed=True, forecast=seen)
+
+    def _forecast(self, record: ModelRecord) -> ForecastView:
+        reconciler = self._reconciler
+        return views.forecast_view(
+            forecast(
+                reconciler.actual(),
+                [record.desired],
+                record.plan.model,
+                reconciler.world.where.cluster,
+                record.limits,
+                reconciler.durations(record),
+                leaving=reconciler.world.leaving,
+            )
+        )
+
+    def _changed(self, record: ModelRecord, target: PoolsTarget) -> ModelRecord:
+        """The record with a target taken."""
+        pools = views.pools_of(target.pools)
+        desired = Desired(
+            model=record.plan.model,
+            pools=pools,
+            version=record.desired.version + 1,
+            reason=target.reason,
+            way=Way(target.way) if target.way else None,
+            min_memory_bytes=max((record.shapes.get(pool.shape, 0) for pool in pools), default=0),
+        )
+        asked = target.limits.model_dump(exclude_none=True)
+        return replace(record, desired=desired, asked_limits=asked, changed_at_s=self._now())
+
+
+def _misfit(record: ModelRecord, target: PoolsTarget) -> Obstacle | None:
+    """A shape that does not hold the model, as far as its size is known."""
+    wanted = [pool.shape for pool in views.pools_of(target.pools)]
+    unknown = [shape for shape in wanted if record.shapes and shape not in record.shapes]
+    if not unknown:
+        return None
+    known = ", ".join(str(shape) for shape in record.shapes)
+    constraint = f"{unknown[0]} cannot hold {record.plan.model} on the GPUs of this cluster, or cannot cut it"
+    return Obstacle(constraint=constraint, nearest=f"one of {known}")

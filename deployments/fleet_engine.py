@@ -1,0 +1,202 @@
+"""The ingress's half of the vLLM adapter: vLLM's AsyncLLM and OpenAI application over a fleet of replicas."""
+
+import asyncio
+import dataclasses
+import time
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI
+from vllm.config import VllmConfig
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+from vllm.entrypoints.launchers.app import build_app
+from vllm.entrypoints.launchers.cli_args import make_arg_parser
+from vllm.exceptions import GracefulHTTPError
+from vllm.renderers import renderer_from_config
+from vllm.tasks import SupportedTask
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest, FinishReason
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.core_client import EngineCoreClient
+from vllm.v1.engine.exceptions import EngineDeadError
+from vllm.v1.engine.input_processor import InputProcessor
+from vllm.v1.engine.output_processor import OutputProcessor
+from vllm.v1.metrics.loggers import StatLoggerManager
+from vllm.v1.metrics.stats import SchedulerStats
+from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
+
+from deployments.engine import packed
+from deployments.link import Failed, FleetLink, Frames, NoReplicaReadyError, Request, Step
+from deployments.resuming import inexact, resumed
+from deployments.traffic import Traffic
+
+TASKS: tuple[SupportedTask, ...] = ("generate",)
+# What of the scheduler's configuration is read in the ingress.
+FRONTEND_SCHEDULING = ("stream_interval", "max_num_queued_reqs", "max_num_queued_tokens")
+
+
+class FleetCore(EngineCoreClient):
+    """What AsyncLLM takes for its engine core: a fleet of replicas behind a link."""
+
+    def __init__(self, link: FleetLink, traffic: Traffic, *, speculative: bool) -> None:
+        self._link = link
+        self._traffic = traffic
+        self._speculative = speculative
+        self._stats: dict[str, SchedulerStats] = {}
+        self._encoder = MsgpackEncoder()
+        self._decoder = MsgpackDecoder(EngineCoreOutputs)
+
+    def shutdown(self, timeout: float | None = None) -> None:
+        """Leave the replicas: they outlive an ingress."""
+        self._link.close()
+
+    async def add_request_async(self, request: EngineCoreRequest) -> None:
+        """Send the request to the replica the router chooses.
+
+        Raises:
+            GracefulHTTPError: (503) no replica is ready.
+        """
+
+        def encode(wire_id: str, token_ids: Sequence[int]) -> Frames:
+            return packed(self._encoder.encode(resumed(request, token_ids, wire_id)))
+
+        try:
+            self._link.submit(
+                Request(
+                    request_id=request.request_id,
+                    encode=encode,
+                    prompt_token_ids=request.prompt_token_ids or (),
+                    max_tokens=(request.sampling_params and request.sampling_params.max_tokens) or 0,
+                    priority=request.priority,
+                    salt=_salt(request),
+                    unmovable=inexact(request, speculative=self._speculative),
+                )
+            )
+        except NoReplicaReadyError as error:
+            raise GracefulHTTPError(str(error), HTTPStatus.SERVICE_UNAVAILABLE) from error
+
+    async def abort_requests_async(self, request_ids: list[str]) -> None:
+        """Have the requests dropped where they are."""
+        self._link.abort(request_ids)
+
+    async def get_output_async(self) -> EngineCoreOutputs:
+        """Wait for the next step of any replica, or for the end of a request that could not go on."""
+        event = await self._link.next_event()
+        match event:
+            case Step(replica=replica, frames=frames):
+                step: EngineCoreOutputs = self._decoder.decode(frames)
+                step.outputs = [output for output in step.outputs if self._is_current(replica, output)]
+                if step.scheduler_stats is not None:
+                    self._note_step(replica, step.scheduler_stats)
+                step.engine_index = 0
+                step.scheduler_stats = step.scheduler_stats and self._fleet_stats(step.scheduler_stats)
+                return step
+            case Failed(request_id=request_id):
+                end = EngineCoreOutput(request_id, [], finish_reason=FinishReason.ERROR)
+                return EngineCoreOutputs(engine_index=0, outputs=[end])
+
+    def _is_current(self, replica: str, output: EngineCoreOutput) -> bool:
+        """Give the output its request's own id; False when the request has moved on or gone."""
+        request_id = self._link.settle(
+            replica, output.request_id, output.new_token_ids, is_finished=output.finish_reason is not None
+        )
+        if request_id is None:
+            return False
+        output.request_id = request_id
+        return True
+
+    def _note_step(self, replica: str, stats: SchedulerStats) -> None:
+        self._stats[replica] = stats
+        waiting = stats.num_waiting_reqs + stats.num_skipped_waiting_reqs
+        self._traffic.stepped(replica, stats.num_running_reqs, waiting, stats.kv_cache_usage, time.monotonic())
+
+    def _fleet_stats(self, stats: SchedulerStats) -> SchedulerStats:
+        """A step's statistics as those of one engine: gauges are summed over the replicas (KV usage: the fullest)."""
+        self._stats = {name: self._stats[name] for name in self._link.replicas if name in self._stats}
+        present = self._stats.values()
+        return dataclasses.replace(
+            stats,
+            num_running_reqs=sum(one.num_running_reqs for one in present),
+            num_waiting_reqs=sum(one.num_waiting_reqs for one in present),
+            kv_cache_usage=max((one.kv_cache_usage for one in present), default=0.0),
+        )
+
+
+def _salt(request: EngineCoreRequest) -> str:
+    adapter = request.lora_request.lora_name if request.lora_request else ""
+    return f"{adapter}/{request.cache_salt or ''}"
+
+
+class FleetEngine(AsyncLLM):
+    """The whole fleet as one vLLM engine: AsyncLLM without an engine of its own."""
+
+    def __init__(self, config: VllmConfig, link: FleetLink, traffic: Traffic, *, speculative: bool) -> None:
+        # As AsyncLLM.__init__ (vllm/v1/engine/async_llm.py), which would start an engine core in its middle.
+        self.vllm_config = config
+        self.model_config = config.model_config
+        self.scheduler_config = config.scheduler_config
+        self.observability_config = config.observability_config
+        self.log_requests = False
+        self.log_stats = True
+        self.renderer = renderer_from_config(config)
+        self.input_processor = InputProcessor(config, self.renderer)
+        self.admission_stats = None
+        self.output_processor = OutputProcessor(
+            self.renderer.tokenizer, log_stats=True, stream_interval=config.scheduler_config.stream_interval
+        )
+        self.engine_core = FleetCore(link, traffic, speculative=speculative)
+        self.logger_manager = StatLoggerManager(config)
+        self.output_handler = None
+        self.profiler = None
+        self._link = link
+        self._client_count = 1
+        self._profile_lock = asyncio.Lock()
+        self._frontend_profiler_injected = False
+        self._profile_session_guard_enabled = False
+        self._profile_session_active = False
+
+    async def get_supported_tasks(self) -> tuple[SupportedTask, ...]:
+        """Generation is all a fleet does."""
+        return TASKS
+
+    @property
+    def errored(self) -> bool:
+        """A fleet outlives its replicas: only the loss of its own output loop ends it."""
+        return not self.is_running
+
+    async def check_health(self) -> None:
+        """Raise EngineDeadError, which ``/health`` turns into 503, while no replica is ready."""
+        if self.errored or not self._link.ready:
+            raise EngineDeadError()
+
+
+def frontend_config(serve_args: Mapping[str, Any]) -> tuple[Namespace, VllmConfig]:
+    """Complete ``vllm serve`` arguments (by their Python names) for a process without a GPU.
+
+    The caller has set ``VLLM_TARGET_DEVICE=cpu``, so that a CUDA build needs no device here either. Quantised kernels
+    never run in the ingress, hence no quantisation (as vllm/entrypoints/launchers/render/entry.py does).
+    """
+    parser = FlexibleArgumentParser()  # type: ignore[no-untyped-call]
+    namespace = make_arg_parser(parser).parse_args([])
+    vars(namespace).update(serve_args, served_model_name=[serve_args["served_model_name"]])
+    engine_args = AsyncEngineArgs.from_cli_args(namespace)
+    model_config = engine_args.create_model_config()
+    model_config.quantization = None
+    structured_outputs_config = engine_args.create_structured_outputs_config()
+    namespace.structured_outputs_config = structured_outputs_config
+    config = VllmConfig(model_config=model_config, structured_outputs_config=structured_outputs_config)
+    for name in FRONTEND_SCHEDULING:
+        setattr(config.scheduler_config, name, getattr(engine_args, name))
+    return namespace, config
+
+
+async def openai_app(serve_args: Mapping[str, Any], link: FleetLink, traffic: Traffic) -> FastAPI:
+    """Build vLLM's OpenAI application over the fleet behind ``link``."""
+    namespace, config = frontend_config(serve_args)
+    fleet = FleetEngine(config, link, traffic, speculative=bool(serve_args.get("speculative_config")))
+    app = build_app(namespace, TASKS, config.model_config)
+    await init_app_state(fleet, app.state, namespace, TASKS)
+    return app

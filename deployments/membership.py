@@ -1,0 +1,56 @@
+"""Who belongs to a fleet: what the fleet controller tells every ingress."""
+
+from dataclasses import dataclass
+
+from deployments.routing import PredictedSpeed
+
+# Where the planner knows nothing of the GPUs. The ratio between replicas is what matters, and it is measured soon.
+UNKNOWN_SPEED = PredictedSpeed(prefill_tokens_per_s=5000.0, decode_tokens_per_s=1000.0, full_batch=32, lone_step_s=0.02)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """One replica, where it listens, and what an ingress may do with it.
+
+    ``accepts``: new requests may go there. ``leaves``: what is on it must move to other replicas now. Its batch holds
+    ``max_running`` requests, its KV cache ``kv_tokens``. ``speed`` is a prediction; an ingress corrects it by what it
+    sees.
+    """
+
+    replica: str
+    host: str
+    port: int
+    accepts: bool = True
+    leaves: bool = False
+    max_running: int = 64
+    kv_tokens: int | None = None
+    speed: PredictedSpeed = UNKNOWN_SPEED
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Membership:
+    """A fleet at one moment.
+
+    ``hold_s`` is how long a request that has begun waits for a replica when it has lost its own. New requests wait as
+    long only while ``holds_new``, during an announced stall; otherwise they are refused at once. ``is_closing``: no new
+    requests at all. ``planned_replicas`` counts those that are starting as well.
+    """
+
+    version: int = 0
+    members: tuple[Member, ...] = ()
+    planned_replicas: int = 0
+    hold_s: float = 120.0
+    holds_new: bool = False
+    is_closing: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IngressReport:
+    """What an ingress tells the controller whenever it asks for the fleet. Counters are since its start."""
+
+    ingress: str
+    unfinished_requests: int
+    held_requests: int
+    moved_requests: int
+    quarantined_requests: int
+    decode_tokens_per_s: dict[str, float]  # of each replica, as measured

@@ -1,0 +1,158 @@
+"""What an ingress knows of the load on each replica, and whom it sends the next request to.
+
+Every ingress counts what it has sent; what others have sent it sees in the statistics of the replica's scheduler, which
+come with every engine step.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+from deployments.membership import Member
+from deployments.routing import (
+    Arrival,
+    Candidate,
+    Choice,
+    Limits,
+    PrefixIndex,
+    Refusal,
+    SpeedMeter,
+    admit,
+    answer_tokens,
+    block_hashes,
+    choose,
+)
+
+
+@dataclass(slots=True)
+class _Load:
+    """One replica. Tokens are by wire id, of the requests of this ingress."""
+
+    member: Member
+    meter: SpeedMeter
+    prefill_tokens: dict[str, int] = field(default_factory=dict)
+    decode_tokens: dict[str, int] = field(default_factory=dict)
+    running: int = 0  # as the scheduler said last, over all ingresses
+    waiting: int = 0
+    kv_usage: float = 0.0
+    step_prefilled_tokens: int = 0
+    step_generated_tokens: int = 0
+
+    @property
+    def unseen(self) -> int:
+        """Requests that the scheduler did not count yet."""
+        return max(0, len(self.decode_tokens) - self.running - self.waiting)
+
+    @property
+    def kv_free_tokens(self) -> int | None:
+        tokens = self.member.kv_tokens
+        return None if tokens is None else int(tokens * (1 - self.kv_usage))
+
+
+class Traffic:
+    """The load on all replicas of a model. Used from one event loop."""
+
+    def __init__(self, ingress: str, limits: Limits) -> None:
+        self._ingress = ingress
+        self._limits = limits
+        self._loads: dict[str, _Load] = {}
+        self._prefixes = PrefixIndex()
+
+    def expect(self, member: Member) -> None:
+        """Learn of a replica, or of a change to it."""
+        load = self._loads.get(member.replica)
+        if load is None:
+            self._loads[member.replica] = _Load(member, SpeedMeter(member.speed))
+        else:
+            load.member = member
+
+    def forget(self, replica: str) -> None:
+        """Drop what is known of a replica that has gone, or begun anew."""
+        self._loads.pop(replica, None)
+        self._prefixes.forget(replica)
+
+    def refusal(self, arrival: Arrival, replicas: Iterable[str]) -> Refusal | None:
+        """Whether a request like this should be refused now, because all are beyond their limits."""
+        answer = admit(arrival, self._candidates(replicas), {}, self._limits, self._ingress)
+        return answer if isinstance(answer, Refusal) else None
+
+    def send(
+        self, arrival: Arrival, prompt_token_ids: Sequence[int], salt: str, replicas: Iterable[str], now_s: float
+    ) -> str | None:
+        """Choose a replica and count the request there; None when there is none.
+
+        A request that was let in is not refused here any more: where every KV cache is full it queues on the replica
+        that is otherwise best.
+        """
+        candidates = self._candidates(replicas)
+        hashes = block_hashes(prompt_token_ids, salt)
+        cached = self._prefixes.cached_tokens(hashes)
+        choice = choose(arrival, candidates, cached, self._ingress) or _regardless_of_kv(
+            arrival, candidates, cached, self._ingress
+        )
+        if choice is None:
+            return None
+        load = self._loads[choice.replica]
+        load.meter.wake(now_s)
+        load.prefill_tokens[arrival.request_id] = max(1, arrival.prompt_tokens - choice.cached_tokens)
+        load.decode_tokens[arrival.request_id] = answer_tokens(arrival)
+        if load.member.kv_tokens:
+            self._prefixes.note(choice.replica, hashes, load.member.kv_tokens)
+        return choice.replica
+
+    def computed(self, replica: str, wire_id: str, tokens: int) -> None:
+        """Count tokens that a step has brought for one request; the first ones say that its prompt is done."""
+        load = self._loads.get(replica)
+        if load is None:
+            return
+        load.step_prefilled_tokens += load.prefill_tokens.pop(wire_id, 0)
+        load.step_generated_tokens += tokens
+        if wire_id in load.decode_tokens:
+            load.decode_tokens[wire_id] = max(1, load.decode_tokens[wire_id] - tokens)
+
+    def stepped(self, replica: str, running: int, waiting: int, kv_usage: float, now_s: float) -> None:
+        """Note the end of a step, after ``computed`` was told of all in it, and what the scheduler says."""
+        load = self._loads.get(replica)
+        if load is None:
+            return
+        load.running, load.waiting, load.kv_usage = running, waiting, kv_usage
+        load.meter.observe(
+            now_s,
+            generated_tokens=load.step_generated_tokens,
+            prefilled_tokens=load.step_prefilled_tokens,
+            unfinished=len(load.decode_tokens),
+        )
+        load.step_generated_tokens = load.step_prefilled_tokens = 0
+
+    def ended(self, replica: str, wire_id: str) -> None:
+        """A request is no longer on the replica."""
+        load = self._loads.get(replica)
+        if load is not None:
+            load.prefill_tokens.pop(wire_id, None)
+            load.decode_tokens.pop(wire_id, None)
+
+    def speeds(self) -> dict[str, float]:
+        """Tokens a second that each replica generates with a full batch, as far as is known."""
+        return {name: load.meter.decode_tokens_per_s for name, load in self._loads.items()}
+
+    def _candidates(self, replicas: Iterable[str]) -> list[Candidate]:
+        return [_candidate(name, self._loads[name]) for name in replicas]
+
+
+def _candidate(name: str, load: _Load) -> Candidate:
+    return Candidate(
+        replica=name,
+        waiting_prefill_tokens=sum(load.prefill_tokens.values()),
+        outstanding_decode_tokens=sum(load.decode_tokens.values()),
+        running=load.running,
+        waiting=load.waiting + load.unseen,
+        max_running=load.member.max_running,
+        prefill_tokens_per_s=load.meter.prefill_tokens_per_s,
+        decode_tokens_per_s=load.meter.decode_tokens_per_s,
+        kv_free_tokens=load.kv_free_tokens,
+    )
+
+
+def _regardless_of_kv(
+    arrival: Arrival, candidates: Sequence[Candidate], cached: dict[str, int], ingress: str
+) -> Choice | None:
+    return choose(arrival, [replace(one, kv_free_tokens=None) for one in candidates], cached, ingress)

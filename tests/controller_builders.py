@@ -1,0 +1,208 @@
+"""Ray Serve and Ray's key-value store in memory, and the controller's reconciler over them."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from deployment_builders import report_of
+from placement_builders import cluster_of
+from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview
+from reconcile_builders import pools_of
+
+from deployments import fleet
+from deployments.app import INGRESS_DEPLOYMENT, REPLICA_DEPLOYMENT
+from deployments.controller.observing import World
+from deployments.controller.records import Intent, ModelRecord, ReplicaRecord
+from deployments.fleet import FleetPlan
+from deployments.islands import Inventory
+from deployments.reconcile import Desired, Limits
+from deployments.routing import Limits as AdmissionLimits
+from placement import Cluster, Layout, Shape
+
+MODEL = "acme/tiny"
+START_S, DRAIN_S, DELETE_S, FREE_S = 5.0, 3.0, 2.0, 3.0
+SHAPES = {Shape.parse(text): 0 for text in ("tp1", "tp2", "pp2", "tp2pp2")}
+
+
+class Crash(BaseException):
+    """The controller's process ends here."""
+
+
+def plan(model: str = MODEL, **changes: Any) -> FleetPlan:
+    fields: dict[str, Any] = {
+        "model": model,
+        "source": "/models/tiny",
+        "engine_args": {},
+        "frontend_args": {},
+        "host": "127.0.0.1",
+        "port": 8000,
+        "ingresses": 1,
+        "drain_timeout_s": 30.0,
+        "step_timeout_s": 60.0,
+        "hold_s": 300.0,
+        "admission": AdmissionLimits(max_queued_requests=256, max_ttft_s=30.0),
+    }
+    return FleetPlan(**fields | changes)
+
+
+def model_record(pools: str, model: str = MODEL, *, limits: Mapping[str, Any] | None = None, **changes: Any) -> Any:
+    """A model that is to have `pools`, at version 1."""
+    fields: dict[str, Any] = {
+        "plan": plan(model),
+        "desired": Desired(model=model, pools=pools_of(pools), reason="configured"),
+        "configured_limits": Limits(**{"start_timeout_s": 100.0, "drain_timeout_s": 30.0} | dict(limits or {})),
+        "shapes": SHAPES,
+    }
+    return ModelRecord(**fields | changes)
+
+
+def application(status: ApplicationStatus, *, message: str = "", kind: str = REPLICA_DEPLOYMENT) -> Any:
+    deployments: Any = {kind: None} if not message else {}
+    return ApplicationStatusOverview(status, message, 0.0, deployments)
+
+
+@dataclass(slots=True, kw_only=True)
+class Application:
+    """What Serve has of one application; its GPUs stay taken for a moment after it has gone."""
+
+    seats: frozenset[tuple[str, int]]
+    layout: Layout | None
+    started_s: float
+    deleted_s: float | None = None
+
+    def overview(self, now_s: float, is_doomed: bool) -> ApplicationStatusOverview | None:
+        kind = REPLICA_DEPLOYMENT if self.layout else INGRESS_DEPLOYMENT
+        if self.deleted_s is not None:
+            is_there = now_s < self.deleted_s + DELETE_S
+            return application(ApplicationStatus.DELETING, kind=kind) if is_there else None
+        if self.layout and now_s < self.started_s + START_S:
+            return application(ApplicationStatus.DEPLOYING, kind=kind)
+        if is_doomed:
+            return application(ApplicationStatus.DEPLOY_FAILED, message="Traceback:\n  x\nRuntimeError: out of memory")
+        return application(ApplicationStatus.RUNNING, kind=kind)
+
+
+@dataclass(slots=True)
+class MemoryServe:
+    """Stands for `deployments.fleet`, the observer and Ray's key-value store; time goes on by `tick` alone.
+
+    `crash_before` counts the calls that change anything: before that one the controller dies, once.
+    """
+
+    cluster: Cluster = field(default_factory=lambda: cluster_of(2, 2))
+    leaving: frozenset[str] = frozenset()
+    doomed: Callable[[str], bool] = lambda name: False
+    now_s: float = 1000.0
+    crash_before: int | None = None
+    calls: int = 0
+    values: dict[bytes, bytes] = field(default_factory=dict)
+    apps: dict[str, Application] = field(default_factory=dict)
+    requests: dict[str, int] = field(default_factory=dict)
+    started: list[str] = field(default_factory=list)
+    is_away: bool = False
+
+    is_ours = staticmethod(fleet.is_ours)
+    is_going = staticmethod(fleet.is_going)
+
+    def tick(self, seconds: float = 1.0) -> None:
+        self.now_s += seconds
+
+    def _count(self) -> None:
+        if self.calls == self.crash_before:
+            self.crash_before = None
+            raise Crash
+        self.calls += 1
+
+    # --- deployments.fleet ---
+
+    def start_serve(self) -> None:
+        pass
+
+    def start_replica(self, plan: FleetPlan, name: str, layout: Layout, where: Inventory, secret: str) -> None:
+        self._count()
+        if self.is_away:
+            raise ConnectionError("Serve's controller is being restarted")
+        assert self._status(name) is None, f"{name} is there already"
+        taken = {seat for app in self._seated().values() for seat in app.seats}
+        assert not taken & layout.places, f"{name} would share GPUs"
+        assert {seat.node for seat in layout.seats} <= where.selectors.keys()
+        self.apps[name] = Application(seats=layout.places, layout=layout, started_s=self.now_s)
+        self.requests[name] = 1
+        self.started.append(name)
+
+    def start_ingress(self, plan: FleetPlan, secret: str) -> None:
+        self._count()
+        assert self._status(plan.ingress_name) is None
+        self.apps[plan.ingress_name] = Application(seats=frozenset(), layout=None, started_s=self.now_s)
+
+    def delete(self, name: str) -> None:
+        self._count()
+        if self.apps[name].deleted_s is None:
+            self.apps[name].deleted_s = self.now_s
+
+    def applications(self) -> dict[str, ApplicationStatusOverview]:
+        return {name: status for name in self.apps if (status := self._status(name)) is not None}
+
+    def _status(self, name: str) -> ApplicationStatusOverview | None:
+        app = self.apps.get(name)
+        return app.overview(self.now_s, self.doomed(name)) if app else None
+
+    def _seated(self) -> dict[str, Application]:
+        def holds(app: Application) -> bool:
+            return app.deleted_s is None or self.now_s < app.deleted_s + FREE_S
+
+        return {name: app for name, app in self.apps.items() if app.layout and holds(app)}
+
+    # --- the observer ---
+
+    async def look(self, replicas: Mapping[str, ReplicaRecord]) -> World:
+        applications = self.applications()
+        alive = {node.name for node in self.cluster.nodes}
+        for name, record in replicas.items():
+            is_drained = record.intent is Intent.DRAIN and self.now_s >= record.since_s + DRAIN_S
+            if is_drained or record.intent is Intent.MOVE:
+                self.requests[name] = 0
+        reports = {
+            name: replace(report_of(record.layout), unfinished_requests=self.requests[name])
+            for name, record in replicas.items()
+            if fleet.is_running(applications.get(name)) and {seat.node for seat in record.layout.seats} <= alive
+        }
+        where = Inventory(cluster=self.cluster, selectors={name: {} for name in alive}, ray_node_ids={})
+        seated = frozenset(self._seated())
+        return World(where=where, leaving=self.leaving, applications=applications, seated=seated, reports=reports)
+
+    # --- ray.experimental.internal_kv ---
+
+    def _internal_kv_put(self, key: str, value: bytes, *, overwrite: bool, namespace: bytes) -> None:
+        self._count()
+        self.values[key.encode()] = value
+
+    def _internal_kv_get(self, key: bytes, *, namespace: bytes) -> bytes | None:
+        return self.values.get(key)
+
+    def _internal_kv_list(self, prefix: str, *, namespace: bytes) -> list[bytes]:
+        return [key for key in self.values if key.startswith(prefix.encode())]
+
+    def _internal_kv_del(self, key: str | bytes, *, del_by_prefix: bool = False, namespace: bytes) -> None:
+        self._count()
+        prefix = key.encode() if isinstance(key, str) else key
+        for known in [
+            known for known in self.values if known == prefix or (del_by_prefix and known.startswith(prefix))
+        ]:
+            del self.values[known]
+
+    # --- what there is, for assertions ---
+
+    def serving(self) -> dict[str, int]:
+        """Shape -> replicas whose applications run."""
+        counts: dict[str, int] = {}
+        for name, status in self.applications().items():
+            app = self.apps[name]
+            if fleet.is_running(status) and app.layout:
+                counts[str(app.layout.shape)] = counts.get(str(app.layout.shape), 0) + 1
+        return counts
+
+
+def without(cluster: Cluster, names: Iterable[str]) -> Cluster:
+    """The cluster when nodes have gone."""
+    return Cluster(nodes=tuple(node for node in cluster.nodes if node.name not in names))

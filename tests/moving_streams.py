@@ -1,0 +1,132 @@
+"""Streams of every kind of request, and whether a disturbance of the fleet changed anything in them."""
+
+import asyncio
+import json
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import pytest
+
+TEXT = "Twelve islands, zwölf Inseln, 十二の島 🏝"
+SCHEMA = {
+    "type": "object",
+    "properties": {"island": {"enum": ["north", "south"]}, "knots": {"type": "integer", "minimum": 1, "maximum": 99}},
+    "required": ["island", "knots"],
+    "additionalProperties": False,
+}
+KINDS: tuple[dict[str, Any], ...] = (
+    {"temperature": 0},
+    {"temperature": 1, "top_p": 0.9, "top_k": 50},
+    {"temperature": 1, "frequency_penalty": 1.0, "presence_penalty": 0.7, "repetition_penalty": 1.2},
+    {"temperature": 0.8, "logprobs": 2},
+    {"temperature": 1, "n": 2},
+    {"temperature": 0, "min_tokens": 40, "ignore_eos": False, "logit_bias": {"2": 5}},
+    {"temperature": 1, "stop": ["zz", "é"], "ignore_eos": False},
+    {"temperature": 1, "structured_outputs": {"json": SCHEMA}, "ignore_eos": False},
+)
+
+
+@dataclass
+class Answer:
+    """What one stream brought. Lists are by choice."""
+
+    token_ids: dict[int, list[int]] = field(default_factory=dict)
+    texts: dict[int, str] = field(default_factory=dict)
+    logprobs: dict[int, list[float]] = field(default_factory=dict)
+    finish_reasons: dict[int, str] = field(default_factory=dict)
+    usage: Any = None
+    error: str = ""
+    longest_gap_s: float = 0.0
+
+    def said(self) -> tuple[Any, ...]:
+        """All that must be the same whatever happens to the fleet."""
+        return (self.token_ids, self.texts, self.finish_reasons, self.usage, self.error)
+
+
+def bodies(model: str, count: int, tokens: int) -> list[dict[str, Any]]:
+    """``count`` requests of all kinds, each with prompt and seed of its own."""
+    rng = random.Random(11)
+    made = []
+    for index in range(count):
+        prompt = TEXT if index % 3 == 0 else [rng.randrange(20, 2000) for _ in range(rng.choice((3, 17, 70)))]
+        body = {"model": model, "prompt": prompt, "max_tokens": tokens, "ignore_eos": True, "seed": index}
+        body |= {"stream": True, "return_token_ids": True, "stream_options": {"include_usage": True}}
+        made.append(body | KINDS[index % len(KINDS)])
+    return made
+
+
+def run(
+    url: str, requests: Sequence[dict[str, Any]], meanwhile: Callable[[], Any] | None = None, after_s: float = 1.0
+) -> list[Answer]:
+    """Send all requests at once; ``meanwhile`` happens (in a thread) ``after_s`` after their start."""
+
+    async def disturb() -> None:
+        if meanwhile is not None:
+            await asyncio.sleep(after_s)
+            await asyncio.to_thread(meanwhile)
+
+    async def play() -> list[Answer]:
+        limits = httpx.Limits(max_connections=None)
+        async with httpx.AsyncClient(base_url=url, timeout=600, limits=limits, trust_env=False) as client:
+            answers: list[Awaitable[Any]] = [_stream(client, body) for body in requests]
+            return (await asyncio.gather(*answers, disturb()))[:-1]
+
+    return asyncio.run(play())
+
+
+async def _stream(client: httpx.AsyncClient, body: dict[str, Any]) -> Answer:
+    answer = Answer()
+    last_s = None
+    try:
+        async with client.stream("POST", "/v1/completions", json=body) as response:
+            if response.status_code != httpx.codes.OK:
+                answer.error = f"{response.status_code}: {(await response.aread()).decode()}"
+                return answer
+            async for line in _lines(response):
+                if line.startswith(b"data: {"):
+                    now_s = time.monotonic()
+                    answer.longest_gap_s = max(answer.longest_gap_s, now_s - (last_s or now_s))
+                    last_s = now_s
+                    _take(answer, json.loads(line[6:]))
+    except httpx.HTTPError as error:
+        answer.error = repr(error)
+    return answer
+
+
+async def _lines(response: httpx.Response) -> AsyncIterator[bytes]:
+    """Lines by newline alone: httpx would also split at characters that a model may write, such as U+2028."""
+    rest = b""
+    async for part in response.aiter_bytes():
+        *lines, rest = (rest + part).split(b"\n")
+        for line in lines:
+            yield line
+
+
+def _take(answer: Answer, chunk: dict[str, Any]) -> None:
+    if "error" in chunk:
+        answer.error = json.dumps(chunk["error"])
+        return
+    answer.usage = chunk.get("usage") or answer.usage
+    for choice in chunk["choices"]:
+        index = choice["index"]
+        answer.token_ids.setdefault(index, []).extend(choice.get("token_ids") or [])
+        answer.texts[index] = answer.texts.get(index, "") + choice["text"]
+        if choice.get("logprobs"):
+            answer.logprobs.setdefault(index, []).extend(choice["logprobs"]["token_logprobs"])
+        if choice["finish_reason"]:
+            answer.finish_reasons[index] = choice["finish_reason"]
+
+
+def assert_same(found: Sequence[Answer], expected: Sequence[Answer]) -> None:
+    """No stream has lost, repeated or altered anything."""
+    for index, (one, other) in enumerate(zip(found, expected, strict=True)):
+        kind = KINDS[index % len(KINDS)]
+        assert other.error == ""
+        assert one.said() == other.said(), f"stream {index} ({kind}) differs"
+        assert one.logprobs.keys() == other.logprobs.keys()
+        for choice, logprobs in other.logprobs.items():
+            assert one.logprobs[choice] == pytest.approx(logprobs, abs=1e-3), f"stream {index} ({kind})"
