@@ -12,7 +12,7 @@ from deployments.replica import Replica, ReplicaPlan
 REPLICA_DEPLOYMENT = "replica"
 INGRESS_DEPLOYMENT = "ingress"
 MAX_CALLS = 1000
-HEALTH_CHECK_PERIOD_S = 2
+HEALTH_CHECK_PERIOD_S = 10  # replicas and ingresses that break exit by themselves, which Ray sees at once
 HEALTH_CHECK_TIMEOUT_S = 30
 # Requests do not pass through Serve, so it has nothing to wait for; whoever deletes an application has drained it.
 SHUTDOWN_TIMEOUT_S = 2
@@ -37,8 +37,9 @@ def replica_app(plan: ReplicaPlan, selectors: Mapping[str, Mapping[str, str]], e
         graceful_shutdown_timeout_s=SHUTDOWN_TIMEOUT_S,
         ray_actor_options={
             "num_cpus": REPLICA_CPUS,
-            "num_gpus": 0,
-            "runtime_env": {"env_vars": {**REPLICA_ENV, **env}},
+            # With one rank the engine runs below the actor, which therefore holds the GPU; else its workers hold them.
+            "num_gpus": 1 if plan.layout.shape.gpus == 1 else 0,
+            "runtime_env": {"env_vars": {**({} if plan.layout.shape.gpus == 1 else REPLICA_ENV), **env}},
         },
         placement_group_bundles=[dict(resources) for resources in bundles.resources],
         placement_group_bundle_label_selector=[dict(selector) for selector in bundles.selectors],

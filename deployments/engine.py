@@ -30,6 +30,7 @@ from deployments.data_parallel import seat_engine_cores
 from deployments.link import Frames
 from deployments.resuming import resuming_scheduler
 from deployments.verification import Whereabouts
+from deployments.worker_probe import tell_child_where_it_is
 from placement import Shape
 
 WORKER_PROBE = "deployments.worker_probe.WorkerProbe"
@@ -49,7 +50,8 @@ def shard_config(
         tensor_parallel_size=shape.tp,
         pipeline_parallel_size=shape.pp,
         enable_expert_parallel=shape.ep > 1,
-        distributed_executor_backend="ray",
+        # One rank needs no worker process: it runs in EngineCore, on the GPU that the replica actor then holds.
+        distributed_executor_backend="uni" if shape.gpus == 1 else "ray",
         worker_extension_cls=WORKER_PROBE,
         **(data_parallel_args(shape.dp) if shape.dp > 1 else {}),
         **engine_args,
@@ -81,6 +83,8 @@ class ShardedEngine:
     def __init__(self, config: VllmConfig) -> None:
         if config.parallel_config.data_parallel_size > 1:
             seat_engine_cores()
+        elif config.parallel_config.world_size == 1:
+            tell_child_where_it_is(os.environ)
         else:
             # EngineCore inherits the environment: rank i runs in bundle i (vllm/v1/executor/ray_utils.py,
             # get_bundles_for_indices) and not in the order of random node ids.

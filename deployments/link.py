@@ -6,6 +6,7 @@ output. While no replica can take them they wait.
 
 A request that was aboard when replicas died may be what kills them. After a few deaths it shares a replica with no
 other suspect, and the next death ends it; so it can take down a bounded number of replicas and its neighbours survive.
+One that then generates for a while is a suspect no longer.
 """
 
 import asyncio
@@ -96,6 +97,7 @@ class FleetLink:
         """What the controller wants to know of this ingress."""
         return IngressReport(
             ingress=self._ingress,
+            connected=frozenset(name for name, peer in self._peers.items() if peer.is_connected),
             unfinished_requests=len(self._streams),
             held_requests=len(self._held),
             moved_requests=self._moved,
@@ -138,10 +140,12 @@ class FleetLink:
         stream = self._aboard.get(wire_id)
         if stream is None:
             return None
-        stream.token_ids.extend(token_ids)
+        is_acquitted = stream.take(token_ids)
         self._traffic.computed(replica, wire_id, len(token_ids))
         if is_finished:
             self._end(stream)
+        if is_acquitted:
+            self._send_held()
         return stream.request.request_id
 
     async def next_event(self) -> Step | Failed:
@@ -223,7 +227,7 @@ class FleetLink:
         if name is None:
             return False
         stream.peer, stream.wire_id = self._peers[name], arrival.request_id
-        stream.messages_before = stream.peer.messages
+        stream.messages_before, stream.tokens_before = stream.peer.messages, len(stream.token_ids)
         stream.sendings += 1
         self._aboard[stream.wire_id] = stream
         stream.peer.send(frames)

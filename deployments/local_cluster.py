@@ -66,6 +66,18 @@ def start_simulated(islands: int, gpus_per_island: int, environ: Mapping[str, st
     return _start(_simulated_environ(environ, slots=islands * gpus_per_island), nodes)
 
 
+def start_node_again(
+    cluster: LocalCluster, index: int, islands: int, gpus_per_island: int, environ: Mapping[str, str]
+) -> None:
+    """Start a node of a simulated cluster that has gone; the arguments are those that the cluster was started with.
+
+    Raises:
+        ClusterStartError: it did not come up.
+    """
+    env = cluster_environ(_simulated_environ(environ, slots=islands * gpus_per_island), cluster.cluster_id)
+    _start_node(index, _simulated_node(index, gpus_per_island), cluster, env)
+
+
 def _start(environ: Mapping[str, str], nodes: Sequence[Sequence[str]]) -> LocalCluster:
     # Ray puts unix sockets below its directory, and their paths must stay under 108 characters: hence not the cwd.
     temp_dir = tempfile.mkdtemp(prefix="archipelago-")
@@ -87,6 +99,8 @@ def cluster_environ(environ: Mapping[str, str], cluster_id: str) -> dict[str, st
         CLUSTER_ID_ENV: cluster_id,
         "VLLM_NO_USAGE_STATS": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
+        # Serve's controller looks at everything ten times a second by default, which takes several percent of a core.
+        "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
         # Ray gives its workers niceness 15, as if they were batch jobs; here they serve.
         "RAY_worker_niceness": "0",
         # The cluster listens on loopback only, and two of them must not share the token in the user's home directory.

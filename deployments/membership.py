@@ -49,6 +49,7 @@ class IngressReport:
     """What an ingress tells the controller whenever it asks for the fleet. Counters are since its start."""
 
     ingress: str
+    connected: frozenset[str]  # replicas
     unfinished_requests: int
     held_requests: int
     moved_requests: int

@@ -75,6 +75,11 @@ class Peer:
         self._task = asyncio.create_task(self._stay_connected())
 
     @property
+    def is_connected(self) -> bool:
+        """Whether the replica has been heard of on this connection."""
+        return self._connection is not None
+
+    @property
     def takes_requests(self) -> bool:
         """Whether new requests may be sent now. A replica is ready with its first message."""
         return self._connection is not None and self.member.accepts and not self.member.leaves

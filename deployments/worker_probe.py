@@ -1,8 +1,10 @@
 """What a replica asks of its vLLM workers: where they are, to leave nothing behind, to take up moved requests."""
 
+import json
 import os
+from collections.abc import MutableMapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import ray
@@ -12,6 +14,23 @@ from deployments.verification import Whereabouts
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+
+PARENT_ENV = "ARCHIPELAGO_REPLICA_ACTOR"
+
+
+def tell_child_where_it_is(environ: MutableMapping[str, str]) -> None:
+    """For a worker that runs in a child of this actor, which Ray knows nothing of: it is where its parent is."""
+    environ[PARENT_ENV] = json.dumps(_where_ray_put_us())
+
+
+def _where_ray_put_us() -> dict[str, Any]:
+    context = ray.get_runtime_context()
+    return {
+        "ray_node_id": context.get_node_id(),
+        "ray_actor_id": context.get_actor_id() or "",
+        "gpu_ids": tuple(map(str, context.get_accelerator_ids()["GPU"])),
+    }
 
 
 class WorkerProbe:
@@ -24,14 +43,12 @@ class WorkerProbe:
         """Answer from inside the worker process: its ranks as torch.distributed sees them, its node as Ray sees it."""
         from vllm.distributed import get_pp_group, get_tp_group
 
-        context = ray.get_runtime_context()
+        where = _where_ray_put_us() if ray.is_initialized() else json.loads(os.environ[PARENT_ENV])
         return Whereabouts(
             dp_rank=self.vllm_config.parallel_config.data_parallel_index,
             pp_rank=get_pp_group().rank_in_group,
             tp_rank=get_tp_group().rank_in_group,
-            ray_node_id=context.get_node_id(),
-            ray_actor_id=context.get_actor_id() or "",
-            gpu_ids=tuple(map(str, context.get_accelerator_ids()["GPU"])),
+            **where,
             pid=os.getpid(),
             memory_bytes=psutil.Process().memory_info().rss,
         )

@@ -72,13 +72,14 @@ def run(
     async def play() -> list[Answer]:
         limits = httpx.Limits(max_connections=None)
         async with httpx.AsyncClient(base_url=url, timeout=600, limits=limits, trust_env=False) as client:
-            answers: list[Awaitable[Any]] = [_stream(client, body) for body in requests]
+            answers: list[Awaitable[Any]] = [stream(client, body) for body in requests]
             return (await asyncio.gather(*answers, disturb()))[:-1]
 
     return asyncio.run(play())
 
 
-async def _stream(client: httpx.AsyncClient, body: dict[str, Any]) -> Answer:
+async def stream(client: httpx.AsyncClient, body: dict[str, Any]) -> Answer:
+    """Send one request and take all it brings."""
     answer = Answer()
     last_s = None
     try:

@@ -67,12 +67,12 @@ class Deployed:
         return report
 
 
-def until(condition: Callable[[], Any], what: str, timeout_s: float = 120) -> Any:
+def until(condition: Callable[[], Any], what: str, timeout_s: float = 120, every_s: float = 0.2) -> Any:
     """Poll; the value of the condition once it is true."""
     deadline_s = time.monotonic() + timeout_s
     while not (value := condition()):
         assert time.monotonic() < deadline_s, f"not within {timeout_s:g} s: {what}"
-        time.sleep(0.2)
+        time.sleep(every_s)
     return value
 
 

@@ -23,8 +23,8 @@ from deployments.controller.targets import Targets
 from deployments.ingress import listening_socket
 from deployments.membership import IngressReport, Membership
 
-BUSY_PERIOD_S = 0.25
-IDLE_PERIOD_S = 1.0
+BUSY_PERIOD_S = 0.5
+IDLE_PERIOD_S = 5.0  # what cannot wait, ingresses and users tell at once
 LONG_POLL_S = 1.0
 REPORT_LIFETIME_S = 10.0
 EVENTS_KEPT = 10_000
@@ -93,6 +93,9 @@ class FleetController:
     async def membership(self, model: str, version: int, report: IngressReport) -> Membership:
         """The fleet of a model; waits a moment for one that differs from ``version``."""
         self._heard[report.ingress] = (time.monotonic(), model, report)
+        members = self._reconciler.memberships.get(model, Membership()).members
+        if report.connected != {member.replica for member in members}:
+            self._wake.set()  # the ingress has lost a replica, and sees it first
         deadline_s = time.monotonic() + LONG_POLL_S
         while True:
             found = self._reconciler.memberships.get(model)

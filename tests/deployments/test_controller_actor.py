@@ -26,6 +26,7 @@ Body = Callable[[FleetController, ControlClient, MemoryServe], Awaitable[None]]
 def report(ingress: str = "a", *, unfinished: int = 0, **speeds: float) -> IngressReport:
     return IngressReport(
         ingress=ingress,
+        connected=frozenset(),
         unfinished_requests=unfinished,
         held_requests=0,
         moved_requests=0,

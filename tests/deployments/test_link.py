@@ -219,6 +219,7 @@ def test_a_link_reports_what_it_has() -> None:
         speed = member("a").speed.decode_tokens_per_s
         assert fleet.link.report() == IngressReport(
             ingress="ingress",
+            connected=frozenset(),
             unfinished_requests=3,
             held_requests=3,
             moved_requests=3,

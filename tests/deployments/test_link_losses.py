@@ -5,7 +5,7 @@ from link_builders import BACK_S, Fleet, batch, member, passed, request, run, se
 
 from deployments.link import Failed, NoReplicaReadyError
 from deployments.peer import LEASE_S, RECONNECT_S, RENEW_S
-from deployments.stream import SUSPECT_AFTER
+from deployments.stream import ACQUITTED_AFTER_TOKENS, SUSPECT_AFTER
 
 HOLD_S = 30.0
 
@@ -212,7 +212,7 @@ def test_suspects_never_share_a_replica() -> None:
     run(scenario, "a")
 
 
-@pytest.mark.parametrize("end", ["finished", "aborted"])
+@pytest.mark.parametrize("end", ["finished", "aborted", "acquitted"])
 def test_a_suspect_makes_place_for_the_next_however_it_ends(end: str) -> None:
     async def scenario(fleet: Fleet) -> None:
         for name in ("r1", "r2"):
@@ -223,6 +223,10 @@ def test_a_suspect_makes_place_for_the_next_however_it_ends(end: str) -> None:
             await passed(BACK_S)
         if end == "finished":
             fleet.settle("a", "r1~2", 1, is_finished=True)
+        elif end == "acquitted":
+            fleet.settle("a", "r1~2", *range(ACQUITTED_AFTER_TOKENS - 1))
+            assert fleet.link.report().held_requests == 1
+            fleet.settle("a", "r1~2", 1)
         else:
             fleet.link.abort(["r1"])
         await settled()

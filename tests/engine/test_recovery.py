@@ -97,7 +97,7 @@ def kill_serve_controller(deployed: Deployed) -> None:
 
 FAULTS = [
     pytest.param(kill_replica, id="replica"),
-    pytest.param(stop_worker, id="hung-worker"),
+    pytest.param(stop_worker, id="hung-worker", marks=pytest.mark.slow),
     pytest.param(kill_controller, id="controller"),
     pytest.param(kill_worker, id="worker", marks=pytest.mark.slow),
     pytest.param(kill_engine_core, id="engine-core", marks=pytest.mark.slow),
