@@ -6,6 +6,7 @@ at the same port (SO_REUSEPORT), where the kernel spreads connections over them.
 """
 
 import asyncio
+import contextlib
 import itertools
 import json
 import logging
@@ -30,6 +31,7 @@ CONTROLLER = "fleet-controller"
 NAMESPACE = "archipelago"
 RETRY_AFTER_S = 5
 LOOK_AGAIN_S = 0.5
+FIRST_MEMBERSHIP_S = 10.0
 KEEP_ALIVE_S = 5  # as vLLM's own server (VLLM_HTTP_TIMEOUT_KEEP_ALIVE)
 BACKLOG = 2048
 BYTES_PER_TOKEN = 4
@@ -148,11 +150,14 @@ class Ingress:
         config = uvicorn.Config(
             app, log_config=None, access_log=False, timeout_keep_alive=KEEP_ALIVE_S, backlog=BACKLOG, lifespan="off"
         )
+        self._is_informed = asyncio.Event()
+        self._tasks = [asyncio.create_task(self._follow_membership())]
+        # Another ingress may be serving at this port: no connection shall come here before there is anything behind.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FIRST_MEMBERSHIP_S):
+                await self._is_informed.wait()
         listener = listening_socket(plan.host, plan.port)
-        self._tasks = [
-            asyncio.create_task(uvicorn.Server(config).serve(sockets=[listener])),
-            asyncio.create_task(self._follow_membership()),
-        ]
+        self._tasks.append(asyncio.create_task(uvicorn.Server(config).serve(sockets=[listener])))
 
     async def check_health(self) -> None:
         """Raise when the server or the connection to the controller has ended: Serve then starts another ingress."""
@@ -174,6 +179,7 @@ class Ingress:
             if answer.version != version:
                 version = answer.version
                 self._link.update(answer)
+                self._is_informed.set()
 
 
 def listening_socket(host: str, port: int) -> socket.socket:

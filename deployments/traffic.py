@@ -139,12 +139,14 @@ class Traffic:
 
 
 def _candidate(name: str, load: _Load) -> Candidate:
+    # What the scheduler has not counted yet it will take at once where its batch has room.
+    taken = min(load.unseen, max(0, load.member.max_running - load.running - load.waiting))
     return Candidate(
         replica=name,
         waiting_prefill_tokens=sum(load.prefill_tokens.values()),
         outstanding_decode_tokens=sum(load.decode_tokens.values()),
-        running=load.running,
-        waiting=load.waiting + load.unseen,
+        running=load.running + taken,
+        waiting=load.waiting + load.unseen - taken,
         max_running=load.member.max_running,
         prefill_tokens_per_s=load.meter.prefill_tokens_per_s,
         decode_tokens_per_s=load.meter.decode_tokens_per_s,

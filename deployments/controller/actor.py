@@ -23,6 +23,7 @@ from deployments.controller.targets import Targets
 from deployments.ingress import listening_socket
 from deployments.membership import IngressReport, Membership
 
+SHORTEST_PERIOD_S = 0.2
 BUSY_PERIOD_S = 0.5
 IDLE_PERIOD_S = 5.0  # what cannot wait, ingresses and users tell at once
 LONG_POLL_S = 1.0
@@ -64,6 +65,7 @@ class FleetController:
             except Exception:  # whatever Ray or Serve could not do now may work in the next turn
                 log.exception("a turn of the controller failed")
             self._announce()
+            await asyncio.sleep(SHORTEST_PERIOD_S)
             try:
                 async with asyncio.timeout(period_s):
                     await self._wake.wait()
@@ -149,7 +151,8 @@ class FleetController:
     # --- what the control API asks ---
 
     async def read(self) -> Overview:
-        """Everything as it is now."""
+        """Everything as it was found last; who reads again soon will find it looked at anew."""
+        self._wake.set()
         return self._targets.overview()
 
     async def set_pools(self, model: str, target: PoolsTarget, who: str) -> Accepted | Refusal:

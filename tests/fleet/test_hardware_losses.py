@@ -1,0 +1,130 @@
+"""Nodes go, with notice or without, while clients stream; the fleet makes the best of what is left."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import live_streams
+import pytest
+from running_system import Deployed, until
+from simulated_fleet import System, is_alive, ray_node, reach, seen, settled, shapes_of, when, when_busy
+
+from deployments.control.wire import FleetView
+
+pytestmark = pytest.mark.engine
+
+Undisturbed = Callable[[Deployed], Any]
+HEAD = "node-0"  # has the ingresses and the controllers: with it the whole cluster goes
+
+
+def nodes_of(view: FleetView) -> set[str]:
+    return {seat.node for replica in view.replicas for seat in replica.seats}
+
+
+def victim_of(deployed: Deployed) -> str:
+    """A node that has GPUs of the fleet, and is not the head."""
+    return max(nodes_of(deployed.view()) - {HEAD})
+
+
+def lose(system: System, node: str) -> None:
+    system.kill_node(node)
+    until(lambda: not is_alive(node), f"Ray has noticed that {node} is gone")
+
+
+def test_a_replica_of_a_lost_node_is_replaced_on_another(system: System, undisturbed: Undisturbed) -> None:
+    deployed = system.deploy({"tp2": 2})
+    expected = undisturbed(deployed)
+    lost = victim_of(deployed)
+
+    def lose_node() -> None:
+        when_busy(deployed)
+        lose(system, lost)
+        when(deployed, lambda view: view.phase == "steady" and lost not in nodes_of(view), "it is replaced")
+
+    found = live_streams.during(deployed.url, live_streams.requests(deployed.model), lose_node)
+    live_streams.assert_unnoticed(found, expected)
+    assert shapes_of(deployed.view()) == ["tp2", "tp2"]
+    system.assert_tidy()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("wanted", "what_is_left"),
+    [
+        pytest.param({"tp2": 3}, {"tp2": 2}, id="fewer-replicas"),
+        pytest.param({"tp2pp3": 1}, {"tp2pp2": 1}, id="a-smaller-shape"),
+    ],
+)
+def test_what_is_left_serves_until_the_node_is_back(
+    wanted: dict[str, int], what_is_left: dict[str, int], system: System, undisturbed: Undisturbed
+) -> None:
+    deployed = system.deploy({"tp2": 1})
+    expected = undisturbed(deployed)
+    reach(deployed, wanted)
+    lost = victim_of(deployed)
+
+    def lose_node_and_start_it_again() -> None:
+        when_busy(deployed)
+        lose(system, lost)
+        view = when(deployed, lambda view: runs(view, what_is_left), f"{what_is_left} is what runs")
+        assert view.phase == "degraded"
+        assert view.desired_pools == wanted
+        assert view.shortfall is not None
+        (shape,) = wanted
+        assert f"not {wanted[shape]} x {shape}" in view.shortfall
+        system.mend_nodes()
+        until(lambda: settled(deployed), f"{wanted} serves again", timeout_s=240)
+
+    found = live_streams.during(deployed.url, live_streams.requests(deployed.model), lose_node_and_start_it_again)
+    live_streams.assert_unnoticed(found, expected)
+    view = deployed.view()
+    assert (view.effective_pools, view.shortfall) == (wanted, None)
+    assert lost in nodes_of(view)
+    system.assert_tidy()
+
+
+def runs(view: FleetView, pools: dict[str, int]) -> bool:
+    """Whether this is the whole fleet, and all of it serves."""
+    serving = [replica.shape for replica in view.replicas if replica.phase == "serving"]
+    return view.effective_pools == pools and sorted(serving) == shapes_of(view) and len(serving) == sum(pools.values())
+
+
+@pytest.mark.slow
+def test_requests_leave_a_node_that_has_been_given_notice(system: System, undisturbed: Undisturbed) -> None:
+    """Only the second stage is there: neither the actor of the replica nor its first rank."""
+    deployed = system.deploy({"tp2": 1})
+    expected = undisturbed(deployed)
+    (replica,) = reach(deployed, {"tp2pp2": 1}).replicas
+    noticed = replica.seats[-1].node
+    assert noticed not in {HEAD, replica.seats[0].node}
+    newest = deployed.control.events().newest
+
+    def give_notice() -> None:
+        when_busy(deployed)
+        drain(system, noticed)
+        when(deployed, lambda view: noticed not in nodes_of(view), f"nothing is on {noticed} any more")
+        until(lambda: settled(deployed), "it serves from other nodes", timeout_s=240)
+
+    found = live_streams.during(deployed.url, live_streams.requests(deployed.model), give_notice)
+    live_streams.assert_unnoticed(found, expected)
+    told = [event.text for event in deployed.control.events(newest).events if event.replica == replica.name]
+    (moved,) = [number for number, text in enumerate(told) if text.startswith("Move its requests.")]
+    assert f"lost or leaving: {noticed}" in told[moved]
+    (stopped,) = [number for number, text in enumerate(told) if text.startswith("Stop.")]
+    assert "no requests left" in told[stopped], "they had left before it was stopped"
+    assert moved < stopped
+    until(lambda: not is_alive(noticed), "the node goes when its time is over", timeout_s=90)
+    view = seen(deployed)
+    assert view is not None
+    assert shapes_of(view) == ["tp2pp2"]
+    system.assert_tidy()
+
+
+def drain(system: System, node: str) -> None:
+    """Have Ray give a node notice, as a cloud does for a spot machine."""
+    command = [sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--address", system.cluster.address]
+    command += ["--node-id", ray_node(node)["NodeID"], "--reason", "DRAIN_NODE_REASON_PREEMPTION"]
+    command += ["--reason-message", "spot notice", "--deadline-remaining-seconds", "60"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
