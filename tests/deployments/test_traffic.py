@@ -114,13 +114,13 @@ def test_requests_are_refused_by_what_the_scheduler_says_of_all_ingresses() -> N
     assert known.refusal(arrival(), ["a", "b"]) is None
 
 
-def test_what_was_sent_since_the_last_step_waits_too() -> None:
-    known = traffic(member("a"), limits=Limits(max_queued_requests=10))
-    for index in range(10):
+def test_what_was_sent_since_the_last_step_waits_too_once_the_batch_is_full() -> None:
+    known = traffic(member("a", max_running=4), limits=Limits(max_queued_requests=10))
+    for index in range(14):
         assert known.refusal(arrival(), ["a"]) is None
         send(known, f"r{index}", "a")
     assert known.refusal(arrival(), ["a"]) is not None
-    known.stepped("a", running=10, waiting=0, kv_usage=0.1, now_s=1.0)  # all of them are in the batch
+    known.ended("a", "r0")
     assert known.refusal(arrival(), ["a"]) is None
 
 
