@@ -20,9 +20,17 @@ CAUSE = "ValueError: Following weights were not initialized from checkpoint: {'m
             "OSError: no space",
             id="in a worker",
         ),
+        pytest.param(
+            [
+                f"(Worker pid=31) ERROR 11-22 23:46:18 [multiproc_executor.py:933] {CAUSE}",
+                f"{AT}Exception: WorkerProc initialization failed due to an exception in a background process.",
+            ],
+            CAUSE,
+            id="in a worker below EngineCore",
+        ),
         pytest.param(["INFO 11-22 ValueError: said by somebody else", "", AT], None, id="none"),
         pytest.param([], None, id="nothing printed"),
     ],
 )
-def test_the_root_cause_is_what_engine_core_logged_last(lines: list[str], cause: str | None) -> None:
+def test_the_root_cause_is_what_was_logged_nearest_to_it(lines: list[str], cause: str | None) -> None:
     assert root_cause(lines) == cause

@@ -33,6 +33,7 @@ def waiting(deployed: Deployed) -> float:
     return sum(float(line.split()[-1]) for line in lines if line.startswith("vllm:num_requests_waiting{"))
 
 
+@pytest.mark.slow
 def test_too_many_requests_are_refused_at_once_and_batch_before_interactive(system: System) -> None:
     limits = Limits(max_queued_requests=QUEUED, max_ttft_s=600)
     plan = plan_of("narrow", {"max_num_seqs": RUNNING}, admission=limits)
