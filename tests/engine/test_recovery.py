@@ -96,7 +96,7 @@ def kill_serve_controller(deployed: Deployed) -> None:
 
 
 FAULTS = [
-    pytest.param(kill_replica, id="replica"),
+    pytest.param(kill_replica, id="replica", marks=pytest.mark.slow),
     pytest.param(stop_worker, id="hung-worker", marks=pytest.mark.slow),
     pytest.param(kill_controller, id="controller"),
     pytest.param(kill_worker, id="worker", marks=pytest.mark.slow),
