@@ -14,7 +14,7 @@ from placement import Layout, Shape, place
 
 pytestmark = pytest.mark.engine
 
-NAME = "tiny-llama--tp1--9999"
+NAME = "misplaced"  # not named like a replica: the controller would delete what it has no record of
 
 
 def test_two_replicas_share_the_requests(deploy: Callable[..., Any]) -> None:
