@@ -27,6 +27,8 @@ HEAD_NODE = {"node:__internal_head__": 0.001}
 def replica_app(plan: ReplicaPlan, selectors: Mapping[str, Mapping[str, str]], env: Mapping[str, str]) -> Application:
     """Build the application of one replica; ``selectors`` maps node names to Ray labels."""
     bundles = bundles_for(plan.layout, selectors)
+    # With one rank the engine runs below the actor, which therefore holds the GPU; else its workers hold them.
+    has_gpu = plan.layout.shape.gpus == 1
     deployment: Deployment = serve.deployment(
         name=REPLICA_DEPLOYMENT,
         num_replicas=1,
@@ -37,9 +39,8 @@ def replica_app(plan: ReplicaPlan, selectors: Mapping[str, Mapping[str, str]], e
         graceful_shutdown_timeout_s=SHUTDOWN_TIMEOUT_S,
         ray_actor_options={
             "num_cpus": REPLICA_CPUS,
-            # With one rank the engine runs below the actor, which therefore holds the GPU; else its workers hold them.
-            "num_gpus": 1 if plan.layout.shape.gpus == 1 else 0,
-            "runtime_env": {"env_vars": {**({} if plan.layout.shape.gpus == 1 else REPLICA_ENV), **env}},
+            "num_gpus": int(has_gpu),
+            "runtime_env": {"env_vars": {**({} if has_gpu else REPLICA_ENV), **env}},
         },
         placement_group_bundles=[dict(resources) for resources in bundles.resources],
         placement_group_bundle_label_selector=[dict(selector) for selector in bundles.selectors],

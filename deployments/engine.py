@@ -27,7 +27,7 @@ from vllm.v1.executor import Executor
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
 from deployments.data_parallel import seat_engine_cores
-from deployments.link import Frames
+from deployments.peer import Frames
 from deployments.resuming import resuming_scheduler
 from deployments.verification import Whereabouts
 from deployments.worker_probe import tell_child_where_it_is

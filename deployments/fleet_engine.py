@@ -29,8 +29,10 @@ from vllm.v1.metrics.stats import SchedulerStats
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
 from deployments.engine import packed
-from deployments.link import Failed, FleetLink, Frames, NoReplicaReadyError, Request, Step
+from deployments.link import Failed, FleetLink, NoReplicaReadyError, Step
+from deployments.peer import Frames
 from deployments.resuming import inexact, resumed
+from deployments.stream import Request
 from deployments.traffic import Traffic
 
 TASKS: tuple[SupportedTask, ...] = ("generate",)

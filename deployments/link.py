@@ -21,8 +21,6 @@ from deployments.routing import Arrival, Refusal
 from deployments.stream import SUSPECT_AFTER, Request, Stream
 from deployments.traffic import Traffic
 
-__all__ = ["Failed", "FleetLink", "Frames", "NoReplicaReadyError", "Request", "Step"]
-
 MAX_HELD = 10_000
 
 log = logging.getLogger(__name__)

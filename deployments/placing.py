@@ -103,7 +103,7 @@ def shapes_that_hold(config: ModelConfig, model: ModelSpec, cluster: Cluster) ->
     """
     need = _Need.of(config.engine, model)
     holding = {}
-    for shape in shapes(model, gpus=cluster.gpus, island_gpus=_widest_island(cluster)):
+    for shape in shapes(model, gpus=cluster.gpus, island_gpus=cluster.widest_island_gpus):
         gpu = next((gpu for gpu in cluster.gpu_kinds if need.on(gpu, shape, model).fits), None)
         if gpu is not None:
             holding[shape] = 0 if gpu == cluster.gpu_kinds[0] else gpu.memory_bytes
@@ -183,10 +183,6 @@ class _Need:
             kv_bytes_per_element=self.kv_bytes_per_element,
             utilisation=self.utilisation,
         )
-
-
-def _widest_island(cluster: Cluster) -> int:
-    return max((sum(node.gpus for node in nodes) for nodes in cluster.islands.values()), default=0)
 
 
 def _is_known(cluster: Cluster) -> bool:

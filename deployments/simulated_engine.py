@@ -33,7 +33,7 @@ from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
 from deployments.config import SimulatedEngineConfig
 from deployments.engine import packed
-from deployments.link import Frames
+from deployments.peer import Frames
 from deployments.resuming import CARRIED
 from deployments.simulation.answers import Stops, answer_to
 from deployments.simulation.pace import Pace

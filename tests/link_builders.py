@@ -7,10 +7,11 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
-from deployments.link import FleetLink, Frames, Request
+from deployments.link import FleetLink
 from deployments.membership import Member, Membership
-from deployments.peer import LEASE_S, RECONNECT_S, Batch
+from deployments.peer import LEASE_S, RECONNECT_S, Batch, Frames
 from deployments.routing import Limits
+from deployments.stream import Request
 from deployments.traffic import Traffic
 
 END_S = 3600.0  # no scenario lasts as long, on its own clock

@@ -1,6 +1,7 @@
 """The fleet controller as a Ray actor: its life, what ingresses ask it, and the control API's side of it."""
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Mapping
@@ -66,11 +67,9 @@ class FleetController:
                 log.exception("a turn of the controller failed")
             self._announce()
             await asyncio.sleep(SHORTEST_PERIOD_S)
-            try:
+            with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(period_s):
                     await self._wake.wait()
-            except TimeoutError:
-                pass
             self._wake.clear()
 
     def _announce(self) -> None:
@@ -98,16 +97,14 @@ class FleetController:
         members = self._reconciler.memberships.get(model, Membership()).members
         if report.connected != {member.replica for member in members}:
             self._wake.set()  # the ingress has lost a replica, and sees it first
-        deadline_s = time.monotonic() + LONG_POLL_S
-        while True:
-            found = self._reconciler.memberships.get(model)
-            if found is not None and found.version != version:
-                return found
-            try:
-                async with asyncio.timeout_at(asyncio.get_running_loop().time() + deadline_s - time.monotonic()):
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LONG_POLL_S):
+                while self._membership(model, version).version == version:
                     await self._change.wait()
-            except TimeoutError:
-                return found or Membership(version=version)
+        return self._membership(model, version)
+
+    def _membership(self, model: str, version: int) -> Membership:
+        return self._reconciler.memberships.get(model) or Membership(version=version)
 
     async def names(self, model: str) -> tuple[str, ...]:
         """Serve applications of the replicas of a model."""

@@ -175,6 +175,11 @@ class Cluster:
         return {name: tuple(nodes) for name, nodes in grouped.items()}
 
     @property
+    def widest_island_gpus(self) -> int:
+        """GPUs of the largest island; 0 without nodes."""
+        return max((sum(node.gpus for node in nodes) for nodes in self.islands.values()), default=0)
+
+    @property
     def gpu_kinds(self) -> tuple[Gpu, ...]:
         """The different GPUs, smallest memory first."""
         return tuple(sorted({node.gpu for node in self.nodes}, key=lambda gpu: (gpu.memory_bytes, gpu.name)))

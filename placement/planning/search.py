@@ -70,7 +70,7 @@ def choose_shape(
     )
     refused: str | None = None
     no_room: Infeasible | None = None
-    for shape in _candidates(model, max_gpus=cluster.gpus, max_tp=_widest_island(cluster)):
+    for shape in _candidates(model, max_gpus=cluster.gpus, max_tp=cluster.widest_island_gpus):
         gpu = _smallest_fit(need, shape, cluster)
         if gpu is None:
             refused = f"{shape} would need {_size(need.on(shape, cluster.gpu_kinds[-1]).total_bytes)}"
@@ -96,10 +96,6 @@ def _candidates(model: ModelSpec, *, max_gpus: int, max_tp: int) -> Iterator[Sha
             for candidate in (replace(shape, ep=tp), shape) if model.is_moe and tp > 1 else (shape,):
                 if not misfits(candidate, model):
                     yield candidate
-
-
-def _widest_island(cluster: Cluster) -> int:
-    return max((sum(node.gpus for node in nodes) for nodes in cluster.islands.values()), default=0)
 
 
 def _smallest_fit(need: _Need, shape: Shape, cluster: Cluster) -> Gpu | None:
@@ -132,7 +128,7 @@ def _too_big(need: _Need, cluster: Cluster) -> Infeasible:
         constraint = f"{need.model.name} needs at least 1 GPU; the cluster has 0"
         return Infeasible(constraint=constraint, nearest=more_needed(Shape(), {}))
     gpu = cluster.gpu_kinds[-1]
-    max_tp = _widest_island(cluster)
+    max_tp = cluster.widest_island_gpus
     by_size = sorted(
         _candidates(need.model, max_gpus=cluster.gpus, max_tp=max_tp),
         key=lambda shape: need.on(shape, gpu).total_bytes,

@@ -4,9 +4,9 @@ from dataclasses import replace
 import pytest
 from link_builders import Fleet, batch, member, passed, request, run, settled
 
-from deployments.link import Frames, NoReplicaReadyError, Step
+from deployments.link import NoReplicaReadyError, Step
 from deployments.membership import IngressReport
-from deployments.peer import LEASE_S, RENEW_S, Batch
+from deployments.peer import LEASE_S, RENEW_S, Batch, Frames
 
 
 def test_a_replica_is_ready_with_its_first_message() -> None:

@@ -16,7 +16,7 @@ from vllm.v1.metrics.stats import IterationStats
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
 from deployments.config import SimulatedEngineConfig
-from deployments.link import Frames
+from deployments.peer import Frames
 from deployments.resuming import resumed
 from deployments.simulated_engine import Answers, SimulatedEngine, simulated_engine
 from deployments.simulation.pace import Pace
