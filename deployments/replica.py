@@ -67,7 +67,6 @@ class ReplicaReport:
     host: str
     port: int
     unfinished_requests: int
-    start_s: float
     max_running: int
     kv_tokens: int | None
 
@@ -91,8 +90,7 @@ class Replica:
         self._host: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
         self._port = await self._ingresses.listen(self._host)
         self._tasks = [asyncio.create_task(self._pump()), asyncio.create_task(self._watch())]
-        self._start_s = time.monotonic() - started_s
-        log.info("replica %s is ready after %.1f s", plan.name, self._start_s)
+        log.info("replica %s is ready after %.1f s", plan.name, time.monotonic() - started_s)
 
     def _start_engine(self) -> "ShardedEngine | SimulatedEngine":
         # Imported here and not above: the command line imports this module, and vLLM takes seconds to import.
@@ -138,7 +136,6 @@ class Replica:
             host=self._host,
             port=self._port,
             unfinished_requests=self._engine.unfinished_requests,
-            start_s=self._start_s,
             max_running=self._engine.max_running,
             kv_tokens=self._engine.kv_tokens,
         )

@@ -90,7 +90,6 @@ def report_of(layout: Layout, **changes: Any) -> ReplicaReport:
         "host": "10.0.0.1",
         "port": 9000,
         "unfinished_requests": 0,
-        "start_s": 12.5,
         "max_running": 64,
         "kv_tokens": 8192,
     }
