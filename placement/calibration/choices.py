@@ -1,4 +1,4 @@
-"""What is lost by serving with the layout that is predicted to be best under an SLO, instead of the one that is."""
+"""What is lost by serving with the layout that the planner would choose under an SLO, instead of the best one."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -11,13 +11,12 @@ from placement.calibration.accuracy import folds_of, measured, part, tokens_per_
 from placement.calibration.fit import Prediction
 from placement.calibration.rows import Row
 from placement.cost.work import Array
+from placement.planning.chance import Spread, least_expected_cost, spread_of
 
 SLO_TPOT_MS = (10.0, 15.0, 20.0, 30.0, 50.0)
 SLO_TTFT_MS = 1000.0
-MAX_VIOLATIONS = 0.08
-CAUTIONS = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
 
-# Of TPOT and TTFT over their limits, and of tokens/s, all as predicted: the index of the candidate to take.
+# Of tokens/s for each GPU, and of TTFT and TPOT over their limits, all as predicted: the index of the one to take.
 Rule = Callable[[Array, Array, Array], int]
 
 
@@ -40,55 +39,51 @@ def slo_choice(rows: Sequence[Row], prediction: Prediction, *, ttft_ms: float = 
     Predictions are taken at face value; where none keeps a limit, the one that comes closest is chosen. Limits that no
     measured candidate keeps are no decision.
     """
-    return _choice(_outcomes(rows, prediction, ttft_ms, (at_face_value,)))
+    return _choice(_outcomes(rows, prediction, ttft_ms, at_face_value))
 
 
 def slo_choice_by_chance(
     rows: Sequence[Row], prediction: Prediction, *, ttft_ms: float = math.inf, folds: int = 5, seed: int = 0
-) -> tuple[float, Choice]:
-    """The same where each candidate counts its tokens/s times the chance that it keeps the limits.
+) -> Choice:
+    """The same as `plan` chooses: what a candidate costs counts for more the less likely it keeps the limits.
 
-    The chance is the share of other scenarios' errors that would leave it within them. It counts to the power of a
-    caution: the one that loses least while at most `MAX_VIOLATIONS` of the picks break their limit. Each fold of
-    scenarios is scored with the errors and the caution of the others; the caution returned is that of all.
+    Each fold of scenarios is scored with the errors of the others.
     """
     scenarios = np.array([_scenario(row) for row in rows])
     scored = []
     for held in folds_of(list(np.unique(scenarios)), folds, seed):
         inside = np.isin(scenarios, np.unique(scenarios)[held])
-        others = part(rows, prediction, ~inside)
-        rules = cautious(*others)
-        safest = _safest(_outcomes(*others, ttft_ms, rules))
-        scored.append(_outcomes(*part(rows, prediction, inside), ttft_ms, (rules[safest],)))
-    safest = _safest(_outcomes(rows, prediction, ttft_ms, cautious(rows, prediction)))
-    return CAUTIONS[safest], _choice(np.concatenate(scored))
+        rule = by_chance(errors_spread(*part(rows, prediction, ~inside)))
+        scored += _outcomes(*part(rows, prediction, inside), ttft_ms, rule)
+    return _choice(scored)
 
 
-def at_face_value(tpot: Array, ttft: Array, promised: Array) -> int:
+def errors_spread(rows: Sequence[Row], prediction: Prediction) -> Spread:
+    """How far what was measured is from `prediction`."""
+    actual = measured(rows)
+    return spread_of(actual.tpot_ms / prediction.tpot_ms, actual.ttft_ms / prediction.ttft_ms)
+
+
+def at_face_value(promised: Array, ttft_excess: Array, tpot_excess: Array) -> int:
     """The most tokens/s of those within both limits, else the closest to them."""
-    excess = np.maximum(tpot, ttft)
+    excess = np.maximum(ttft_excess, tpot_excess)
     within = excess <= 1
     return int(np.argmax(np.where(within, promised, -np.inf)) if within.any() else np.argmin(excess))
 
 
-def cautious(rows: Sequence[Row], prediction: Prediction) -> list[Rule]:
-    """One rule for each of `CAUTIONS`, with the errors of `prediction` on `rows`."""
-    actual = measured(rows)
-    tpot_errors, ttft_errors = actual.tpot_ms / prediction.tpot_ms, actual.ttft_ms / prediction.ttft_ms
+def by_chance(spread: Spread) -> Rule:
+    """The planner's rule, for predictions that are so far off."""
 
-    def rule(caution: float) -> Rule:
-        def pick(tpot: Array, ttft: Array, promised: Array) -> int:
-            kept = (np.outer(tpot, tpot_errors) <= 1) & (np.outer(ttft, ttft_errors) <= 1)
-            chance = kept.mean(axis=1)
-            return int(np.argmax(promised * chance**caution) if chance.any() else np.argmin(np.maximum(tpot, ttft)))
+    def pick(promised: Array, ttft_excess: Array, tpot_excess: Array) -> int:
+        return least_expected_cost(1 / promised, ttft_excess, tpot_excess, spread)
 
-        return pick
-
-    return [rule(caution) for caution in CAUTIONS]
+    return pick
 
 
-def _outcomes(rows: Sequence[Row], prediction: Prediction, ttft_ms: float, rules: Sequence[Rule]) -> Array:
-    """Decisions x rules x (breaks it, regret, is the best)."""
+def _outcomes(
+    rows: Sequence[Row], prediction: Prediction, ttft_ms: float, rule: Rule
+) -> list[tuple[float, float, float]]:
+    """Of each decision: whether it breaks the limit, its regret, whether it is the best."""
     scenarios = np.array([_scenario(row) for row in rows])
     outcomes = []
     for name in np.unique(scenarios):
@@ -98,9 +93,9 @@ def _outcomes(rows: Sequence[Row], prediction: Prediction, ttft_ms: float, rules
         for tpot_ms in SLO_TPOT_MS:
             keeps = (actual.tpot_ms <= tpot_ms) & (actual.ttft_ms <= ttft_ms)
             if keeps.any():
-                over = predicted.tpot_ms / tpot_ms, predicted.ttft_ms / ttft_ms
-                outcomes.append([_outcome(rule(*over, promised), keeps, earned) for rule in rules])
-    return np.array(outcomes).reshape(-1, len(rules), 3)
+                pick = rule(promised, predicted.ttft_ms / ttft_ms, predicted.tpot_ms / tpot_ms)
+                outcomes.append(_outcome(pick, keeps, earned))
+    return outcomes
 
 
 def _scenario(row: Row) -> str:
@@ -114,14 +109,6 @@ def _outcome(pick: int, keeps: NDArray[np.bool_], earned: Array) -> tuple[float,
     return 0.0, float(1 - earned[pick] / most), float(earned[pick] == most)
 
 
-def _choice(outcomes: Array) -> Choice:
-    """`outcomes` of one rule."""
-    violations, regret, best = outcomes.reshape(len(outcomes), 3).mean(axis=0)
+def _choice(outcomes: Sequence[tuple[float, float, float]]) -> Choice:
+    violations, regret, best = np.mean(outcomes, axis=0)
     return Choice(decisions=len(outcomes), violations=float(violations), regret=float(regret), best=float(best))
-
-
-def _safest(outcomes: Array) -> int:
-    """The index of the rule with the least regret among those that break few limits, else of the most cautious."""
-    violations, regret, _ = outcomes.mean(axis=0).T
-    allowed = violations <= MAX_VIOLATIONS
-    return int(np.argmin(np.where(allowed, regret, np.inf))) if allowed.any() else len(violations) - 1

@@ -6,10 +6,10 @@ otherwise) among those that meet the SLO; when none does, the answer is the clos
 change that helps.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import groupby
 
 from placement.clusters.hardware import Cluster
 from placement.clusters.terrain import AS_BUILT, Region, regions
@@ -22,12 +22,13 @@ from placement.models.model import ModelSpec
 from placement.models.precision import with_precision
 from placement.planning.assurance import assured, best_assured
 from placement.planning.candidates import shapes
-from placement.planning.option import Option, excess, meets, tail
-from placement.planning.reasons import binding_sentence, lost_sentence, tails_sentence, won_sentence
+from placement.planning.chance import expected_cost, spread_in
+from placement.planning.option import Ground, Option, excess, sized, tail
+from placement.planning.reasons import Reasons, binding_sentence, price, tails_sentence
 from placement.planning.search import choose_shape
 from placement.workload import Slo, Workload
 
-_HEADROOM = 0.85  # of a replica's steady rate: arrivals come in bursts, and a queue at full load has no end
+_PER_CENT = 0.01  # chances that differ by less are alike
 _LIGHTER = ("fp8", "fp4")
 _NEARLY = 0.8  # a replica twice as large for a fifth more per GPU is harder to place, to move and to lose
 _SHOWN_LAYOUTS = 64  # replicas that are placed on concrete islands; more are counted only
@@ -59,7 +60,7 @@ class Plan:
 
         Of those that have room for `replicas`, where there are any.
         """
-        roomy = [option for option in self.options if _most_replicas(option) >= replicas] or self.options
+        roomy = [option for option in self.options if option.most_replicas >= replicas] or self.options
         most = max((option.tokens_per_s_per_gpu for option in roomy), default=0.0)
         good = [option for option in roomy if option.tokens_per_s_per_gpu >= _NEARLY * most]
         return min(good, key=lambda option: (option.shape.gpus, -option.tokens_per_s_per_gpu), default=None)
@@ -103,23 +104,24 @@ def plan(
 def _answer(question: Question, cluster: Cluster, slo: Slo) -> Plan:
     workload = question.workload
     found = _predictions(question, cluster)
-    options = [_option(question, slo, prediction) for prediction in found if prediction.fits]
+    options = _options(question, slo, found)
     good = [option for option in options if option.meets_slo]
     if not good:
         return _none_meets(question, slo, cluster, options, found)
     by_money = all(option.usd_per_hour is not None for option in good)
     is_sized = workload.requests_per_s is not None or workload.concurrency is not None
-    cost = partial(_cost if is_sized else _cost_per_token, by_money=by_money)
+    cost = partial(_cost, is_sized=is_sized, by_money=by_money)
     ranked = sorted(good, key=cost)
-    placed = [_placed(option) for option in best_assured(ranked, question, slo, cost, _most_replicas)]
+    placed = [_placed(option) for option in best_assured(ranked, question, slo, cost)]
     possible = [option for option in placed if option.layouts]
     if not possible:
         return _too_few_gpus(question, slo, ranked, found)
     best = possible[0]
     partition = min(possible, key=lambda option: (option.shape.gpus, cost(option)))
+    words = Reasons(slo=slo, is_sized=is_sized, by_money=by_money)
     told = [
-        replace(best, reason=won_sentence(best, slo, is_sized=is_sized, by_money=by_money)),
-        *(replace(lost, reason=lost_sentence(lost, best)) for lost in possible[1:]),
+        replace(best, reason=words.won(best, possible[1:])),
+        *(replace(lost, reason=words.lost(lost, best)) for lost in possible[1:]),
     ]
     return Plan(
         question=question,
@@ -166,33 +168,23 @@ def _predictions(question: Question, cluster: Cluster) -> list[Prediction]:
     return predict(question, deeper)
 
 
-def _option(question: Question, slo: Slo, prediction: Prediction) -> Option:
-    """The fullest load that meets the SLO, and the replicas that the workload then needs."""
-    good = [load for load in prediction.loads if meets(load, slo)]
-    load = (
-        max(good, key=lambda load: load.requests_per_s)
-        if good
-        else min(prediction.loads, key=lambda each: excess(each, slo))
-    )
-    workload = question.workload
-    replicas = 1
-    if workload.requests_per_s is not None:
-        replicas = math.ceil(workload.requests_per_s / (load.requests_per_s * _HEADROOM))
-    elif workload.concurrency is not None:
-        replicas = math.ceil(workload.concurrency / load.running)
-    return Option(prediction=prediction, load=load, replicas=replicas, meets_slo=bool(good))
+def _options(question: Question, slo: Slo, found: Sequence[Prediction]) -> list[Option]:
+    options: list[Option] = []
+    for region, there in groupby(found, key=lambda prediction: prediction.region):
+        free = free_gpus(region.cluster, frozenset()).values()
+        ground = Ground(island_gpus=tuple(free), spread=spread_in(question, region))
+        options += [sized(each, ground, question.workload, slo) for each in there if each.fits]
+    return options
 
 
-def _cost_per_token(option: Option, *, by_money: bool) -> tuple[float, ...]:
-    """Cheapest output first; then smaller replicas."""
-    usd = option.prediction.region.usd_per_gpu_hour if by_money else None
-    return ((usd or 1.0) / option.tokens_per_s_per_gpu, option.shape.gpus)
+def _cost(option: Option, *, is_sized: bool, by_money: bool) -> tuple[float, ...]:
+    """Cheapest first, dearer the less likely the SLO is kept: money or GPUs, for what is asked or for a token.
 
-
-def _cost(option: Option, *, by_money: bool) -> tuple[float, ...]:
-    """Cheapest first: money, or GPUs; then what the GPUs give; then smaller replicas, which fail and move alone."""
-    usd = option.usd_per_hour if by_money else None
-    return (usd if usd is not None else option.gpus, -option.tokens_per_s_per_gpu, option.shape.gpus)
+    Then what each GPU could give; then smaller replicas, which fail and move alone.
+    """
+    amount = price(option, is_sized=is_sized, by_money=by_money)
+    chance = max(_PER_CENT, round(option.chance, 2))
+    return (float(expected_cost(amount, chance)), -option.most_requests_per_s / option.gpus, option.shape.gpus)
 
 
 def _placed(option: Option) -> Option:
@@ -228,12 +220,12 @@ def _none_meets(
 
 def _too_few_gpus(question: Question, slo: Slo, ranked: Sequence[Option], found: Sequence[Prediction]) -> Plan:
     """The rate needs more replicas than there are GPUs for, or no number of them keeps the tails short."""
-    closest = min(ranked, key=lambda option: option.replicas / max(_most_replicas(option), 0.5))
+    closest = min(ranked, key=lambda option: option.replicas / max(option.most_replicas, 0.5))
     closest = assured(closest, question, slo)
     if not closest.meets_slo:
         return _failed(question, slo, closest, tails_sentence(closest, slo), found)
     region: Region = closest.prediction.region
-    fit = _most_replicas(closest)
+    fit = closest.most_replicas
     missing = max(closest.gpus - region.gpus, closest.shape.tp)  # a group finds no room in what is left of islands
     asked = question.workload
     wanted = f"{asked.requests_per_s:g} requests/s" if asked.requests_per_s else f"{asked.concurrency:g} clients"
@@ -250,12 +242,6 @@ def _too_few_gpus(question: Question, slo: Slo, ranked: Sequence[Option], found:
         nearest=f"{most}, or at least {missing} more GPUs",
     )
     return _failed(question, slo, closest, answer, found)
-
-
-def _most_replicas(option: Option) -> int:
-    """How many the region's islands hold, each tensor-parallel group inside one."""
-    room = free_gpus(option.prediction.region.cluster, frozenset()).values()
-    return sum(gpus // option.shape.tp for gpus in room) // (option.shape.pp * option.shape.dp)
 
 
 def _failed(

@@ -7,8 +7,10 @@ from typing import Any
 from placement.cost.prediction import Load
 from placement.cost.simulation import at_percentile
 from placement.layout import Layout
+from placement.planning.chance import MEASURED
 from placement.planning.option import Option, tail
 from placement.planning.plan import Plan
+from placement.planning.reasons import count, has_limits, per_cent, promise
 from placement.workload import Slo
 
 _MS = 1e3
@@ -52,11 +54,11 @@ def _head(plan: Plan) -> list[str]:
         asked = f"{workload.concurrency:g} concurrent requests"
     slo = [f"TTFT {plan.slo.ttft_s * _MS:g} ms"] if plan.slo.ttft_s else []
     slo += [f"TPOT {plan.slo.tpot_s * _MS:g} ms"] if plan.slo.tpot_s else []
-    promise = f"{' and '.join(slo)} at p{plan.slo.percentile * 100:g}" if slo else "none"
+    limits = f"{' and '.join(slo)} at p{plan.slo.percentile * 100:g}" if slo else "none"
     return [
         f"{model.name}: {model.parameters / 1e9:.1f}B parameters, {model.weight_bytes / _GIB:.0f} GiB of weights",
         f"workload: {tokens_in:g} tokens in, {tokens_out:g} out, {asked}",
-        f"SLO: {promise}",
+        f"SLO: {limits}",
         "",
     ]
 
@@ -66,9 +68,12 @@ def _answers(plan: Plan) -> list[str]:
     if best is None or smallest is None:
         answer = plan.infeasible
         return [f"No: {answer.constraint}.", f"Nearest: {answer.nearest}.", ""] if answer else []
+    does = "meets the SLO" if has_limits(plan.slo) else "fits"
     return [
-        f"How to cut it:    {smallest.shape} is the smallest that meets the SLO ({smallest.shape.gpus} GPUs each).",
-        f"How many of them: {best.replicas} x {best.shape} = {best.gpus} GPUs{_money(best)}.",
+        f"How to cut it:    {smallest.shape} is the smallest that {does} "
+        f"({count(smallest.shape.gpus, 'GPU')} each{_sure(smallest, plan.slo)}).",
+        f"How many of them: {best.replicas} x {best.shape} = {count(best.gpus, 'GPU')}{_money(best)}"
+        f"{_sure(best, plan.slo)}.",
         *(_layout(number, layout) for number, layout in enumerate(best.layouts[:_SHOWN_ISLANDS], start=1)),
         *([f"  ... and {best.replicas - _SHOWN_ISLANDS} more replicas"] if best.replicas > _SHOWN_ISLANDS else []),
         "",
@@ -79,7 +84,9 @@ def _ranking(plan: Plan, most: int) -> Iterator[str]:
     options = plan.options or ((plan.closest,) if plan.closest else ())
     if not options:
         return
-    header = ("shape", "replicas", "GPUs", "running", "TTFT ms", "TPOT ms", "req/s", "tok/s/GPU", "comm")
+    header = (
+        *("shape", "replicas", "GPUs", "chance", "running", "TTFT ms", "TPOT ms", "tok/s/GPU", "comm", "most req/s"),
+    )
     rows = [header, *(_row(option, plan.slo) for option in options[:most])]
     widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
     for number, row in enumerate(rows):
@@ -90,16 +97,29 @@ def _ranking(plan: Plan, most: int) -> Iterator[str]:
         if number and options[number - 1].reason:
             yield f"    {options[number - 1].reason}"
     if len(options) > most:
-        yield f"  ... and {len(options) - most} more that meet the SLO"
-    yield from _legend(plan.slo, options[:most])
+        yield f"  ... and {len(options) - most} more{' that meet the SLO' if has_limits(plan.slo) else ''}"
+    yield from _legend(plan, options[:most])
     yield ""
 
 
-def _legend(slo: Slo, shown: Sequence[Option]) -> Iterator[str]:
+def _legend(plan: Plan, shown: Sequence[Option]) -> Iterator[str]:
+    slo, workload = plan.slo, plan.question.workload
+    carried = "the most that is worth the risk" if has_limits(slo) else "the most it can"
+    if not all(option.meets_slo for option in shown):
+        carried = "the load that comes closest to the SLO"
+    elif workload.requests_per_s is not None:
+        carried = "its share of the asked rate and headroom for bursts"
+    elif workload.concurrency is not None:
+        carried = "its share of the clients"
     simulated = sum(option.tails is not None for option in shown)
-    at_rate = f"; for {simulated} of these at the asked rate, simulated request by request" if simulated else ""
-    yield f"TTFT and TPOT: p{slo.percentile * 100:g} at full load{at_rate}."
-    yield "running, req/s and the sentences: the most that keeps the SLO, and means."
+    alone = f", in {simulated} of these simulated request by request" if simulated else ""
+    yield f"running, tok/s/GPU, comm and the sentences: each replica with {carried}, on average."
+    yield f"TTFT and TPOT: p{slo.percentile * 100:g}{alone}."
+    if has_limits(slo):
+        yield f"chance: that {promise(slo)} will be kept, from how far off such predictions were where it was measured."
+        yield f"most req/s: of all replicas, where {promise(slo)} would be kept with even chance."
+    else:
+        yield "most req/s: of all replicas, whatever the latency."
 
 
 def _row(option: Option, slo: Slo) -> tuple[str, ...]:
@@ -108,17 +128,18 @@ def _row(option: Option, slo: Slo) -> tuple[str, ...]:
         str(option.shape),
         str(option.replicas),
         str(option.gpus),
+        per_cent(option.chance) if has_limits(slo) else "-",
         f"{option.load.running:.0f}",
         f"{ttft_s * _MS:.0f}",
         f"{tpot_s * _MS:.1f}",
-        f"{option.load.requests_per_s * option.replicas:.2f}",
         f"{option.tokens_per_s_per_gpu:.0f}",
         f"{option.load.communication_share:.0%}",
+        f"{option.most_requests_per_s:.2f}",
     )
 
 
 def _times(option: Option, slo: Slo) -> tuple[float, float]:
-    """TTFT and TPOT at the percentile of the SLO: simulated at the asked rate where it was, else at full load."""
+    """TTFT and TPOT at the percentile of the SLO: simulated at the asked rate where it was, else at its load."""
     if option.tails is None:
         return tail(option.load, slo.percentile)
     return at_percentile(option.tails.ttft_s, slo.percentile), at_percentile(option.tails.tpot_s, slo.percentile)
@@ -140,12 +161,28 @@ def _money(option: Option) -> str:
     return "" if option.usd_per_hour is None else f", {option.usd_per_hour:.2f} USD per hour at list price"
 
 
+def _sure(option: Option, slo: Slo) -> str:
+    return f", {per_cent(option.chance)} chance" if has_limits(slo) else ""
+
+
 def _sources(plan: Plan) -> list[str]:
     return ["where the numbers come from:", *(f"  {line}" for line in _source_lines(plan))]
 
 
 def _source_lines(plan: Plan) -> Iterator[str]:
     yield from dict.fromkeys(line for prediction in plan.predictions for line in prediction.sources)
+    if has_limits(plan.slo):
+        yield from dict.fromkeys(_chance_source(option) for option in plan.options)
+
+
+def _chance_source(option: Option) -> str:
+    spread, kind = option.ground.spread, option.prediction.region.kind.kind
+    tpot, ttft = spread.halves
+    known = "was" if spread == MEASURED else "was not"
+    return (
+        f"chances: this model {known} measured on {kind} with this engine; of such predictions, out of fold, half are "
+        f"within {tpot:.0%} for TPOT and {ttft:.0%} for TTFT"
+    )
 
 
 def _option(option: Option, slo: Slo) -> dict[str, Any]:
@@ -158,9 +195,11 @@ def _option(option: Option, slo: Slo) -> dict[str, Any]:
         "gpus": option.gpus,
         "usd_per_hour": option.usd_per_hour,
         "meets_slo": option.meets_slo,
+        "chance": option.chance if has_limits(slo) else None,
         "ttft_ms": ttft_s * _MS,
         "tpot_ms": tpot_s * _MS,
         "requests_per_s": option.load.requests_per_s * option.replicas,
+        "most_requests_per_s": option.most_requests_per_s,
         "output_tokens_per_s_per_gpu": option.tokens_per_s_per_gpu,
         "running_requests": option.load.running,
         "memory": {

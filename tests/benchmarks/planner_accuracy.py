@@ -13,7 +13,7 @@ from itertools import product
 from pathlib import Path
 
 from placement.calibration.accuracy import HEADING, cross_validate, errors, errors_by, line
-from placement.calibration.choices import SLO_TTFT_MS, Choice, slo_choice, slo_choice_by_chance
+from placement.calibration.choices import SLO_TTFT_MS, Choice, errors_spread, slo_choice, slo_choice_by_chance
 from placement.calibration.fit import Prediction
 from placement.calibration.ladders import Ratio, ladders, tp_ratios
 from placement.calibration.rows import Row, case_of, read_rows
@@ -42,9 +42,11 @@ def report(rows: Sequence[Row], predictions: Mapping[str, Prediction], ratios: S
     lines += ["", f"{'best layout under a TPOT limit':<34}{'picks':>6}{'break it':>18}{'regret':>18}{'best':>18}"]
     lines += PEER_CHOICES
     for (by, prediction), (words, ttft_ms) in product(predictions.items(), _TTFT_LIMITS.items()):
-        caution, choice = slo_choice_by_chance(rows, prediction, ttft_ms=ttft_ms)
-        lines.append(choice_line(f"by {by}{words}", slo_choice(rows, prediction, ttft_ms=ttft_ms)))
-        lines.append(choice_line(f"  by chance, caution {caution:g}", choice))
+        lines.append(choice_line(f"at face value, by {by}{words}", slo_choice(rows, prediction, ttft_ms=ttft_ms)))
+        lines.append(choice_line("  as `plan` chooses", slo_choice_by_chance(rows, prediction, ttft_ms=ttft_ms)))
+    for by, prediction in predictions.items():
+        spread = errors_spread(rows, prediction)
+        lines.append(f"spread of log(measured / predicted) by {by}: TPOT {spread.tpot:.3f}, TTFT {spread.ttft:.3f}")
     if ratios:
         lines += ["", f"{'throughput, TP4 to TP8':<34}{'pairs':>6}{'unknown':>18}{'mean error':>18}{'right sign':>18}"]
         for hardware in sorted({ratio.ladder.hardware for ratio in ratios}):

@@ -15,7 +15,7 @@ from measured_data import measured
 from placement.calibration import accuracy
 from placement.calibration import fit as calibration
 from placement.calibration.accuracy import AccuracyError, Errors, cross_validate, errors, folds_of
-from placement.calibration.choices import MAX_VIOLATIONS, at_face_value, cautious, slo_choice, slo_choice_by_chance
+from placement.calibration.choices import at_face_value, by_chance, errors_spread, slo_choice, slo_choice_by_chance
 from placement.calibration.fit import Prediction
 from placement.calibration.ladders import Ladder, Ratio
 from placement.calibration.rows import Case, Row, case_of, read_rows
@@ -183,24 +183,28 @@ def test_slo_choice_counts_only_limits_that_something_keeps() -> None:
     assert slo_choice(SCENARIO, times([100, 400, 900], [8, 12, 18]), ttft_ms=1000).violations == pytest.approx(3 / 5)
 
 
-def test_chances_mend_predictions_that_are_too_fast() -> None:
-    """All scenarios are predicted a fifth too fast, as those are that the chances come from."""
-    rows = [replace(each, input_tokens=1000 + index) for index in range(10) for each in SCENARIO]
-    fast = times([each.ttft_ms for each in rows], [each.tpot_ms / 1.25 for each in rows])
-    assert slo_choice(rows, fast).violations > MAX_VIOLATIONS
-    _, found = slo_choice_by_chance(rows, fast)
-    assert found.violations == 0
-    assert found.best == 1
+def test_the_best_of_many_inexact_predictions_breaks_its_limit_more_rarely_by_chance() -> None:
+    """Right on average is not enough: of many candidates the one that is predicted too fast is taken."""
+    rows = [
+        replace(row(100, 4 + clients, clients=clients), input_tokens=1000 + index)
+        for index in range(10)
+        for clients in range(1, 60)
+    ]
+    off = np.random.default_rng(1).lognormal(0, 0.1, len(rows))
+    found = times([100] * len(rows), off * [each.tpot_ms for each in rows])
+    bold, careful = slo_choice(rows, found), slo_choice_by_chance(rows, found)
+    assert careful.violations < bold.violations / 2
+    assert careful.regret < bold.regret / 2
 
 
-def test_caution_prefers_the_surer_of_two_candidates() -> None:
-    """Half of what was predicted came out 30 % slower: one candidate may break its limit, the other hardly can."""
-    rows = [row(100, 13, clients=1), row(100, 10, clients=2)]
-    rules = cautious(rows, times([100, 100], [10, 10]))
-    tpot, ttft, promised = np.array([0.95, 0.7]), np.array([0.1, 0.1]), np.array([1.8, 1.0])
-    assert at_face_value(tpot, ttft, promised) == 0
-    assert [rule(tpot, ttft, promised) for rule in rules] == [0] + [1] * (len(rules) - 1)
-    assert {rule(tpot * 3, ttft, promised) for rule in rules} == {1}  # no chance at all: the closest
+def test_the_surer_of_two_candidates_is_chosen_where_errors_are_large() -> None:
+    rows = [row(100, 10 * off, clients=clients) for clients, off in enumerate((0.8, 0.9, 1, 1.1, 1.25), start=1)]
+    ttft, tpot, promised = np.array([0.1, 0.1]), np.array([0.95, 0.7]), np.array([1.3, 1.0])
+    assert at_face_value(promised, ttft, tpot) == 0
+    for predicted_ms, chosen in (([each.tpot_ms for each in rows], 0), ([10] * 5, 1)):
+        rule = by_chance(errors_spread(rows, times([100] * 5, predicted_ms)))
+        assert rule(promised, ttft, tpot) == chosen
+        assert rule(promised, ttft, tpot * 3) == 1  # none within the limit: the closest
 
 
 def test_errors_of_a_scenario_never_choose_for_it() -> None:
@@ -211,7 +215,7 @@ def test_errors_of_a_scenario_never_choose_for_it() -> None:
     found = slo_choice_by_chance(
         rows, times([each.ttft_ms for each in rows], np.where(odd, right / 1.4, right)), folds=6
     )
-    assert found[1].violations == pytest.approx(2 / 30)
+    assert found.violations == pytest.approx(2 / 30)
 
 
 def test_the_report_has_every_part() -> None:
@@ -227,7 +231,14 @@ def test_the_report_has_every_part() -> None:
         tokens_per_s={},
     )
     found = report(rows, {"group": accuracy.measured(rows)}, [Ratio(ladder=pair, measured=1.5, predicted=None)])
-    for words in ("aiconfigurator", "out of fold by group", "h200_sxm", "by chance, caution", "H999"):
+    for words in (
+        "aiconfigurator",
+        "out of fold by group",
+        "h200_sxm",
+        "as `plan` chooses",
+        "spread of log(measured / predicted) by group",
+        "H999",
+    ):
         assert words in found
     text = accuracy.as_text({"before": errors(rows, accuracy.measured(rows))})
     assert "0.0% / 0.0%" in text
@@ -257,8 +268,8 @@ def test_the_peers_figures_are_computed_as_ours_are() -> None:
 @pytest.mark.parametrize(
     ("by", "tpot", "ttft", "rate", "regret"),
     [
-        ("curve", (0.082, 0.04), (0.283, 0.134), (0.092, 0.04), (0.122, 0.135)),
-        ("group", (0.173, 0.1), (0.467, 0.262), (0.184, 0.098), (0.17, 0.24)),
+        ("curve", (0.082, 0.04), (0.283, 0.134), (0.092, 0.04), (0.12, 0.13)),
+        ("group", (0.173, 0.1), (0.467, 0.262), (0.184, 0.098), (0.175, 0.228)),
     ],
 )
 def test_public_points_out_of_fold(
@@ -273,8 +284,8 @@ def test_public_points_out_of_fold(
     found = cross_validate([case_of(each, shipped()) for each in rows], shipped(), by=by)
     assert_within(errors(rows, found), tpot, ttft, rate)
     for limit_ms, bar in zip((np.inf, 1000.0), regret, strict=True):
-        _, choice = slo_choice_by_chance(rows, found, ttft_ms=limit_ms)
-        assert choice.violations <= MAX_VIOLATIONS + 0.01
+        choice = slo_choice_by_chance(rows, found, ttft_ms=limit_ms)
+        assert choice.violations <= 0.08
         assert choice.regret <= bar
 
 

@@ -75,19 +75,23 @@ def test_layouts_obey_every_rule_and_replicas_share_no_gpu(asked: dict[str, Any]
 @pytest.mark.parametrize("asked", PLANS)
 def test_options_are_ranked_by_cost_and_every_one_says_why_with_numbers(asked: dict[str, Any]) -> None:
     found = planned(**asked)
-    if asked.get("rate", 8.0) is None:
-        costs = [-option.tokens_per_s_per_gpu for option in found.options]
-    else:
-        costs = [option.gpus for option in found.options]
-    assert costs == sorted(costs)
+    is_sized = asked.get("rate", 8.0) is not None
+    costs = [option.gpus if is_sized else 1 / option.tokens_per_s_per_gpu for option in found.options]
+    expected = [cost / round(option.chance, 2) ** 1.5 for cost, option in zip(costs, found.options, strict=True)]
+    assert expected == sorted(expected)
     for option in found.options:
         assert len(NUMBER.findall(option.reason)) > 3
-    for lost in found.options[1:]:
-        assert f"where {best(found).shape} gives" in lost.reason
-        if "as many GPUs" in lost.reason:
-            assert lost.gpus == best(found).gpus
-        if found_pair := re.match(r"(?:needs )?(\d+) GPUs against (\d+)", lost.reason):
-            assert [int(number) for number in found_pair.groups()] == [lost.gpus, best(found).gpus]
+    for lost, cost in zip(found.options[1:], costs[1:], strict=True):
+        words = re.match(
+            r"costs (as much as|\d+% more than|\d+% less than|[\d.]+ times as much as) (\S+) .*"
+            r"keeps TPOT (?:with (?:only )?(\S+) chance, \S+ with (?:only )?(\S+)|as surely)",
+            lost.reason,
+        )
+        assert words is not None
+        assert (words[1] == "as much as") == (abs(cost / costs[0] - 1) <= 0.005)
+        assert ("less" in words[1]) == (cost / costs[0] < 0.995)
+        assert words[2] == str(best(found).shape)
+        assert words[3] in (None, ">99%", f"{lost.chance:.0%}")
 
 
 @pytest.mark.parametrize("asked", PLANS)

@@ -46,8 +46,8 @@ def test_money_decides_where_all_prices_are_known(prices: tuple[float | None, fl
     assert kind(best(found)) == chosen
     assert ("USD" in best(found).reason) == (None not in prices)
     if None not in prices:
-        usd = [option.usd_per_hour for option in found.options]
-        assert usd == sorted(usd, key=lambda each: each or math.inf)
+        usd = [(option.usd_per_hour or math.inf) / round(option.chance, 2) ** 1.5 for option in found.options]
+        assert usd == sorted(usd)
 
 
 def test_a_gpu_that_nothing_is_known_of_is_refused() -> None:

@@ -45,6 +45,7 @@ def test_an_slo_that_nothing_meets_says_what_it_misses_by_how_much(
     for words in missed:
         assert re.search(words, answer.constraint)
     assert kept not in answer.constraint + answer.nearest
+    assert found.closest.gpus <= 32
     assert answer.nearest.startswith("an SLO with ")
 
 

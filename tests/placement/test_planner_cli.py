@@ -27,8 +27,10 @@ def test_a_plan_answers_both_questions_and_says_where_its_numbers_come_from(ran:
     assert (code, errors) == (0, "")
     assert output.startswith(f"{LLAMA_70B}: 70.6B parameters, 131 GiB of weights\n")
     assert "SLO: TPOT 30 ms at p90" in output
-    assert re.search(r"How to cut it: +\S+ is the smallest that meets the SLO \(\d+ GPUs each\)\.", output)
-    assert re.search(r"How many of them: \d+ x \S+ = \d+ GPUs", output)
+    assert re.search(r"How to cut it: +\S+ is the smallest that meets the SLO \(\d+ GPUs each, \d+% chance\)\.", output)
+    assert re.search(r"How many of them: \d+ x \S+ = \d+ GPUs, \S+ chance\.", output)
+    assert "chance: that TPOT will be kept, from how far off such predictions were where it was measured." in output
+    assert re.search(r"chances: this model was measured on h100_sxm .* half are within \d+% for TPOT", output)
     assert re.search(r"replica 1: dgx-h100-\d \(dgx-h100-\d\) GPUs \d", output)
     assert "where the numbers come from:" in output
     assert "NVIDIA H100 datasheet" in output
@@ -48,6 +50,7 @@ OPTION_KEYS = {
     "gpus",
     "usd_per_hour",
     "meets_slo",
+    "chance",
     "ttft_ms",
     "tpot_ms",
     "requests_per_s",
@@ -74,6 +77,8 @@ def test_a_plan_as_json(ran: Ran) -> None:
         assert set(option) >= OPTION_KEYS
         # The parts are those of the formulas; TPOT is what measured points make of them.
         assert sum(option["step_ms"].values()) * option["measured_factor"] <= option["tpot_ms"] * 1.001 <= 30 * 1.001
+        assert isinstance(option["chance"], float)
+        assert 0.25 < option["chance"] <= 1
         assert option["gpus"] == sum(len(layout) for layout in option["layouts"])
 
 
