@@ -14,6 +14,7 @@ and ``EngineCoreOutputs``.
 import os
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -24,6 +25,7 @@ from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest
 from vllm.v1.engine.core_client import AsyncMPClient, EngineCoreClient
 from vllm.v1.executor import Executor
+from vllm.v1.metrics.stats import SchedulerStats
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
 from deployments.data_parallel import seat_engine_cores
@@ -97,6 +99,7 @@ class ShardedEngine:
         self._encoder = MsgpackEncoder()
         self._decoder = MsgpackDecoder(EngineCoreRequest)
         self._owners: dict[str, str] = {}
+        self._rank_stats: dict[int, SchedulerStats] = {}
         self._moved_at_s = 0.0  # when the first of the requests came, or the last step
 
     @property
@@ -159,8 +162,24 @@ class ShardedEngine:
         return {owner: self._encode(step, outputs) for owner, outputs in by_owner.items()}
 
     def _encode(self, step: EngineCoreOutputs, outputs: list[EngineCoreOutput]) -> Frames:
-        message = EngineCoreOutputs(outputs=outputs, scheduler_stats=step.scheduler_stats, timestamp=step.timestamp)
-        return packed(self._encoder.encode(message))
+        stats = self._replica_stats(step)
+        return packed(
+            self._encoder.encode(EngineCoreOutputs(outputs=outputs, scheduler_stats=stats, timestamp=step.timestamp))
+        )
+
+    def _replica_stats(self, step: EngineCoreOutputs) -> SchedulerStats | None:
+        """A step's statistics as those of one engine, whichever data-parallel rank made it; KV usage is the mean."""
+        if step.scheduler_stats is None or self._config.parallel_config.data_parallel_size == 1:
+            return step.scheduler_stats
+        self._rank_stats[step.engine_index] = step.scheduler_stats
+        ranks = self._rank_stats.values()
+        return replace(
+            step.scheduler_stats,
+            num_running_reqs=sum(one.num_running_reqs for one in ranks),
+            num_waiting_reqs=sum(one.num_waiting_reqs for one in ranks),
+            num_skipped_waiting_reqs=sum(one.num_skipped_waiting_reqs for one in ranks),
+            kv_cache_usage=sum(one.kv_cache_usage for one in ranks) / self._config.parallel_config.data_parallel_size,
+        )
 
     async def whereabouts(self) -> tuple[Whereabouts, ...]:
         """Ask every worker where it is; in rank order. (The answers arrive as msgpack maps.)"""

@@ -2,7 +2,6 @@
 
 import asyncio
 import dataclasses
-import time
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
@@ -14,18 +13,24 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.app import build_app
 from vllm.entrypoints.launchers.cli_args import make_arg_parser
-from vllm.exceptions import GracefulHTTPError
+from vllm.exceptions import GracefulHTTPError, MaxQueuedTokensError, QueueOverflowError
 from vllm.renderers import renderer_from_config
 from vllm.tasks import SupportedTask
 from vllm.utils.argparse_utils import FlexibleArgumentParser
-from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest, FinishReason
+from vllm.v1.engine import (
+    EngineCoreEventType,
+    EngineCoreOutput,
+    EngineCoreOutputs,
+    EngineCoreRequest,
+    FinishReason,
+)
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.core_client import EngineCoreClient
 from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.engine.input_processor import InputProcessor
 from vllm.v1.engine.output_processor import OutputProcessor
 from vllm.v1.metrics.loggers import StatLoggerManager
-from vllm.v1.metrics.stats import SchedulerStats
+from vllm.v1.metrics.stats import PrefillStats, PrefixCacheStats, SchedulerStats
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
 from deployments.engine import packed
@@ -47,7 +52,6 @@ class FleetCore(EngineCoreClient):
         self._link = link
         self._traffic = traffic
         self._speculative = speculative
-        self._stats: dict[str, SchedulerStats] = {}
         self._encoder = MsgpackEncoder()
         self._decoder = MsgpackDecoder(EngineCoreOutputs)
 
@@ -78,6 +82,7 @@ class FleetCore(EngineCoreClient):
                 )
             )
         except NoReplicaReadyError as error:
+            self._link.asked.refused[HTTPStatus.SERVICE_UNAVAILABLE] += 1
             raise GracefulHTTPError(str(error), HTTPStatus.SERVICE_UNAVAILABLE) from error
 
     async def abort_requests_async(self, request_ids: list[str]) -> None:
@@ -90,40 +95,77 @@ class FleetCore(EngineCoreClient):
         match event:
             case Step(replica=replica, frames=frames):
                 step: EngineCoreOutputs = self._decoder.decode(frames)
-                step.outputs = [output for output in step.outputs if self._is_current(replica, output)]
-                if step.scheduler_stats is not None:
-                    self._note_step(replica, step.scheduler_stats)
-                step.engine_index = 0
-                step.scheduler_stats = step.scheduler_stats and self._fleet_stats(step.scheduler_stats)
+                self._take(replica, step)
                 return step
             case Failed(request_id=request_id):
                 end = EngineCoreOutput(request_id, [], finish_reason=FinishReason.ERROR)
                 return EngineCoreOutputs(engine_index=0, outputs=[end])
 
-    def _is_current(self, replica: str, output: EngineCoreOutput) -> bool:
-        """Give the output its request's own id; False when the request has moved on or gone."""
+    def _take(self, replica: str, step: EngineCoreOutputs) -> None:
+        """Leave in a step what is of requests that are still there, as if one engine on this machine had made it."""
+        now_s = self._link.now()
+        outputs = [output for output in step.outputs if self._is_current(replica, output, now_s, step.timestamp)]
+        prefills = [output.prefill_stats for output in outputs if output.prefill_stats is not None]
+        if prefills:
+            computed_tokens = sum(one.num_computed_tokens for one in prefills)
+            self._traffic.prefilled(replica, computed_tokens, sum(one.num_cached_tokens for one in prefills))
+        stats = step.scheduler_stats
+        if stats is not None:
+            waiting = stats.num_waiting_reqs + stats.num_skipped_waiting_reqs
+            self._traffic.stepped(replica, stats.num_running_reqs, waiting, stats.kv_cache_usage, now_s)
+        step.engine_index = 0
+        step.outputs = outputs
+        step.timestamp = now_s
+        step.scheduler_stats = stats and self._fleet_stats(stats, prefills)
+
+    def _is_current(self, replica: str, output: EngineCoreOutput, now_s: float, sent_at_s: float) -> bool:
+        """Give the output its request's own id and this machine's time; False when the request has moved on or gone.
+
+        vLLM subtracts times of a request from one another, and two replicas that it was on have two clocks
+        (vllm/v1/metrics/stats.py, IterationStats.update_from_output).
+        """
+        if output.events is not None:
+            self._translate_events(replica, output, now_s - sent_at_s)
         request_id = self._link.settle(
-            replica, output.request_id, output.new_token_ids, is_finished=output.finish_reason is not None
+            replica,
+            output.request_id,
+            output.new_token_ids,
+            is_finished=output.finish_reason is not None,
+            now_s=now_s,
         )
         if request_id is None:
             return False
         output.request_id = request_id
         return True
 
-    def _note_step(self, replica: str, stats: SchedulerStats) -> None:
-        self._stats[replica] = stats
-        waiting = stats.num_waiting_reqs + stats.num_skipped_waiting_reqs
-        self._traffic.stepped(replica, stats.num_running_reqs, waiting, stats.kv_cache_usage, time.monotonic())
+    def _translate_events(self, replica: str, output: EngineCoreOutput, shift_s: float) -> None:
+        events = output.events or []
+        # A request is queued once, at its first replica: vLLM would take the last time, and the first scheduling.
+        if self._link.is_continued(output.request_id):
+            events = [event for event in events if event.type is not EngineCoreEventType.QUEUED]
+        for event in events:
+            event.timestamp += shift_s
+        output.events = events
+        self._traffic.preempted(replica, sum(event.type is EngineCoreEventType.PREEMPTED for event in events))
 
-    def _fleet_stats(self, stats: SchedulerStats) -> SchedulerStats:
-        """A step's statistics as those of one engine: gauges are summed over the replicas (KV usage: the fullest)."""
-        self._stats = {name: self._stats[name] for name in self._link.replicas if name in self._stats}
-        present = self._stats.values()
+    def _fleet_stats(self, stats: SchedulerStats, prefills: Sequence[PrefillStats]) -> SchedulerStats:
+        """A step's statistics as those of one engine: gauges are summed over the replicas (KV usage: the fullest).
+
+        What the prefix cache gave is counted by request: the scheduler's own numbers go to every ingress that has a
+        request in the step, and to none where no request has an output yet.
+        """
+        running, waiting, fullest = self._traffic.totals()
         return dataclasses.replace(
             stats,
-            num_running_reqs=sum(one.num_running_reqs for one in present),
-            num_waiting_reqs=sum(one.num_waiting_reqs for one in present),
-            kv_cache_usage=max((one.kv_cache_usage for one in present), default=0.0),
+            num_running_reqs=running,
+            num_waiting_reqs=waiting,
+            num_skipped_waiting_reqs=0,  # among those that wait
+            kv_cache_usage=fullest,
+            prefix_cache_stats=PrefixCacheStats(
+                requests=len(prefills),
+                queries=sum(one.num_prompt_tokens for one in prefills),
+                hits=sum(one.num_local_cached_tokens for one in prefills),
+            ),
         )
 
 
@@ -168,6 +210,14 @@ class FleetEngine(AsyncLLM):
     def errored(self) -> bool:
         """A fleet outlives its replicas: only the loss of its own output loop ends it."""
         return not self.is_running
+
+    def check_admission(self, n: int = 1, request_id: str | None = None) -> None:
+        """Refuse by vLLM's own limits, where they are set."""
+        try:
+            super().check_admission(n, request_id)
+        except (QueueOverflowError, MaxQueuedTokensError):
+            self._link.asked.refused[HTTPStatus.SERVICE_UNAVAILABLE] += 1
+            raise
 
     async def check_health(self) -> None:
         """Raise EngineDeadError, which ``/health`` turns into 503, while no replica is ready."""

@@ -13,16 +13,19 @@ import logging
 import socket
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import Any
 
 import ray
 import uvicorn
+from prometheus_client import REGISTRY, make_asgi_app
 from ray.exceptions import RayError
 
 from deployments.link import FleetLink
 from deployments.membership import Membership
+from deployments.metrics.ingress_series import IngressSeries
+from deployments.metrics.plain_text import plain_text
 from deployments.routing import Arrival, Limits, Refusal
 from deployments.traffic import Traffic
 from deployments.wire import dialer
@@ -37,6 +40,20 @@ BACKLOG = 2048
 BYTES_PER_TOKEN = 4
 # These say something about the ingress itself, so they answer while no replica is ready.
 ALWAYS_OPEN_PATHS = frozenset({"/metrics", "/version", "/ping"})
+# A POST to one of these is a request to generate: what vLLM serves of a model that generates (vllm/entrypoints/*).
+GENERATING_PATHS = frozenset(
+    {
+        "/v1/chat/completions",
+        "/v1/chat/completions/batch",
+        "/v1/completions",
+        "/v1/responses",
+        "/v1/messages",
+        "/cohere/v2/chat",
+        "/inference/v1/generate",
+        "/invocations",
+    }
+)
+EVERYWHERE = frozenset({"0.0.0.0", "::"})
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -73,9 +90,12 @@ class Gate:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on, or refuse."""
         if scope["type"] != "http" or scope["path"] in ALWAYS_OPEN_PATHS:
-            await self._app(scope, receive, send)
-        elif not self._link.is_open:
-            await _refuse(send, HTTPStatus.SERVICE_UNAVAILABLE, self._why_closed(), RETRY_AFTER_S)
+            is_scraped = scope["type"] == "http" and scope["path"] == "/metrics"
+            await (plain_text(self._app) if is_scraped else self._app)(scope, receive, send)
+            return
+        self._link.asked.arrivals += _generates(scope)
+        if not self._link.is_open:
+            await self._refuse(scope, send, HTTPStatus.SERVICE_UNAVAILABLE, self._why_closed(), RETRY_AFTER_S)
         elif scope["method"] == "POST" and self._refusal(scope, priority=1) is not None:
             await self._look_closer(scope, receive, send)
         else:
@@ -88,7 +108,12 @@ class Gate:
         if refusal is None:
             await self._app(scope, _replay(messages, receive), send)
         else:
-            await _refuse(send, refusal.status, f"The server is overloaded: {refusal.reason}.", refusal.retry_after_s)
+            why = f"The server is overloaded: {refusal.reason}."
+            await self._refuse(scope, send, refusal.status, why, refusal.retry_after_s)
+
+    async def _refuse(self, scope: Scope, send: Send, status: HTTPStatus, why: str, retry_after_s: int) -> None:
+        self._link.asked.refused[status] += _generates(scope)
+        await _answer_error(send, status, why, retry_after_s)
 
     def _refusal(self, scope: Scope, *, priority: int) -> Refusal | None:
         size_bytes = int(dict(scope["headers"]).get(b"content-length", 0))
@@ -104,7 +129,11 @@ class Gate:
         return f"The model is not ready yet: 0 of {planned} replicas are up. Try again in {RETRY_AFTER_S} s."
 
 
-async def _refuse(send: Send, status: HTTPStatus, message: str, retry_after_s: int) -> None:
+def _generates(scope: Scope) -> bool:
+    return scope["method"] == "POST" and scope["path"] in GENERATING_PATHS
+
+
+async def _answer_error(send: Send, status: HTTPStatus, message: str, retry_after_s: int) -> None:
     kind = status.phrase.replace(" ", "")
     body = json.dumps({"error": {"message": message, "type": kind, "param": None, "code": status.value}})
     headers = [(b"content-type", b"application/json"), (b"retry-after", str(retry_after_s).encode())]
@@ -147,17 +176,20 @@ class Ingress:
         traffic = Traffic(name, plan.limits)
         self._link = FleetLink(name, dialer(plan.secret), traffic)
         app = Gate(await openai_app(plan.serve_args, self._link, traffic), self._link)
-        config = uvicorn.Config(
-            app, log_config=None, access_log=False, timeout_keep_alive=KEEP_ALIVE_S, backlog=BACKLOG, lifespan="off"
-        )
+        REGISTRY.register(IngressSeries(plan.model, self._link, traffic))  # where vLLM's series are
+        metrics_listener = listening_socket(plan.host, 0, is_shared=False)
+        self._metrics_address = reachable_address(metrics_listener, ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
         self._is_informed = asyncio.Event()
-        self._tasks = [asyncio.create_task(self._follow_membership())]
+        self._tasks = [
+            asyncio.create_task(_server(plain_text(make_asgi_app(REGISTRY))).serve(sockets=[metrics_listener])),
+            asyncio.create_task(self._follow_membership()),
+        ]
         # Another ingress may be serving at this port: no connection shall come here before there is anything behind.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(FIRST_MEMBERSHIP_S):
                 await self._is_informed.wait()
         listener = listening_socket(plan.host, plan.port)
-        self._tasks.append(asyncio.create_task(uvicorn.Server(config).serve(sockets=[listener])))
+        self._tasks.append(asyncio.create_task(_server(app).serve(sockets=[listener])))
 
     async def check_health(self) -> None:
         """Raise when the server or the connection to the controller has ended: Serve then starts another ingress."""
@@ -171,7 +203,8 @@ class Ingress:
         while True:
             try:
                 controller: Any = ray.get_actor(CONTROLLER, namespace=NAMESPACE)
-                answer: Membership = await controller.membership.remote(self._plan.model, version, self._link.report())
+                report = replace(self._link.report(), metrics_address=self._metrics_address)
+                answer: Membership = await controller.membership.remote(self._plan.model, version, report)
             except (RayError, ValueError) as error:  # it is being started again, under the same name
                 log.warning("no fleet controller: %r", error)
                 await asyncio.sleep(LOOK_AGAIN_S)
@@ -182,12 +215,26 @@ class Ingress:
                 self._is_informed.set()
 
 
-def listening_socket(host: str, port: int) -> socket.socket:
-    """A socket that other ingresses may share."""
+def _server(app: AsgiApp) -> uvicorn.Server:
+    config = uvicorn.Config(
+        app, log_config=None, access_log=False, timeout_keep_alive=KEEP_ALIVE_S, backlog=BACKLOG, lifespan="off"
+    )
+    return uvicorn.Server(config)
+
+
+def reachable_address(listener: socket.socket, node_ip: str) -> str:
+    """Where others reach a socket, as host:port; one that listens everywhere, by the address of its node."""
+    host, port = listener.getsockname()[:2]
+    host = node_ip if host in EVERYWHERE else host
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def listening_socket(host: str, port: int, *, is_shared: bool = True) -> socket.socket:
+    """A socket whose port other ingresses may share, or not; port 0 is a free one."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, is_shared)
     listener.bind((host, port))
     listener.listen(BACKLOG)
     return listener

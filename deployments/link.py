@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from deployments.membership import IngressReport, Member, Membership
+from deployments.metrics.counting import Asked
 from deployments.peer import RENEW_S, Dial, Frames, Peer
 from deployments.routing import Arrival, Refusal
 from deployments.stream import SUSPECT_AFTER, Request, Stream
@@ -50,10 +51,11 @@ class FleetLink:
     """The replicas of a model as one ingress sees them. Used from one event loop."""
 
     def __init__(self, ingress: str, dial: Dial, traffic: Traffic, now: Callable[[], float] = time.monotonic) -> None:
+        self.asked = Asked()
         self._ingress = ingress
         self._dial = dial
         self._traffic = traffic
-        self._now = now
+        self.now = now
         self._membership = Membership()
         self._peers: dict[str, Peer] = {}
         self._streams: dict[str, Stream] = {}
@@ -92,10 +94,10 @@ class FleetLink:
         return not self._membership.is_closing and bool(self.ready or self._membership.holds_new)
 
     def report(self) -> IngressReport:
-        """What the controller wants to know of this ingress."""
+        """What the controller wants to know of this ingress. May be called from any thread."""
         return IngressReport(
             ingress=self._ingress,
-            connected=frozenset(name for name, peer in self._peers.items() if peer.is_connected),
+            connected=frozenset(name for name, peer in self._peers.copy().items() if peer.is_connected),
             unfinished_requests=len(self._streams),
             held_requests=len(self._held),
             moved_requests=self._moved,
@@ -117,7 +119,7 @@ class FleetLink:
         """
         if not self.is_open or (not self.ready and len(self._held) >= MAX_HELD):
             raise NoReplicaReadyError(f"none of the {self._membership.planned_replicas} replicas takes requests now")
-        stream = Stream(request)
+        stream = Stream(request, self.now())
         self._send_or_hold(stream)
         self._streams[request.request_id] = stream
 
@@ -130,7 +132,9 @@ class FleetLink:
                     stream.peer.abort(stream.wire_id)
                 self._end(stream)
 
-    def settle(self, replica: str, wire_id: str, token_ids: Sequence[int], *, is_finished: bool) -> str | None:
+    def settle(
+        self, replica: str, wire_id: str, token_ids: Sequence[int], *, is_finished: bool, now_s: float
+    ) -> str | None:
         """Account for what a replica has computed; returns the request it is about.
 
         None when the request is no longer there: it has moved, or its client has gone.
@@ -138,13 +142,20 @@ class FleetLink:
         stream = self._aboard.get(wire_id)
         if stream is None:
             return None
-        is_acquitted = stream.take(token_ids)
+        if token_ids and not stream.token_ids:
+            self._traffic.began_to_answer(replica, now_s - stream.arrived_at_s)
+        is_acquitted = stream.take(token_ids, now_s)
         self._traffic.computed(replica, wire_id, len(token_ids))
         if is_finished:
             self._end(stream)
         if is_acquitted:
             self._send_held()
         return stream.request.request_id
+
+    def is_continued(self, wire_id: str) -> bool:
+        """Whether a request had got tokens of another replica before it was sent under this id."""
+        stream = self._aboard.get(wire_id)
+        return stream is not None and stream.tokens_before > 0
 
     async def next_event(self) -> Step | Failed:
         """Wait for the next step of any replica, or the end of a request that could not go on."""
@@ -168,7 +179,7 @@ class FleetLink:
             if name in self._peers:
                 self._peers[name].member = member
             else:
-                self._peers[name] = Peer(member, self._ingress, self._dial, self, self._now)
+                self._peers[name] = Peer(member, self._ingress, self._dial, self, self.now)
         for peer in gone:
             self.lost(peer)
         for peer in self._peers.values():
@@ -212,7 +223,7 @@ class FleetLink:
 
     def _send_or_hold(self, stream: Stream) -> None:
         if not self._try_to_send(stream):
-            stream.give_up_at_s = self._now() + self._membership.hold_s
+            stream.give_up_at_s = self.now() + self._membership.hold_s
             self._held[stream.request.request_id] = stream
 
     def _try_to_send(self, stream: Stream) -> bool:
@@ -221,7 +232,7 @@ class FleetLink:
             return False
         arrival, request = stream.arrival(), stream.request
         frames = request.encode(arrival.request_id, stream.token_ids)  # first: what it raises must leave nothing behind
-        name = self._traffic.send(arrival, request.prompt_token_ids, request.salt, names, self._now())
+        name = self._traffic.send(arrival, request.prompt_token_ids, request.salt, names, self.now())
         if name is None:
             return False
         stream.peer, stream.wire_id = self._peers[name], arrival.request_id
@@ -262,6 +273,9 @@ class FleetLink:
     def _end(self, stream: Stream) -> None:
         del self._streams[stream.request.request_id]
         self._held.pop(stream.request.request_id, None)
+        # An aborted one counts too: vLLM aborts where it has found a stop string, and a client that left has waited.
+        if stream.peer is not None and (tpot_s := stream.tpot_s) is not None:
+            self._traffic.answered(stream.peer.member.replica, tpot_s)
         if self._take_off(stream) and stream.is_suspect:
             self._send_held()  # another suspect may have waited for the place
 
@@ -273,7 +287,7 @@ class FleetLink:
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(RENEW_S)
-            now_s = self._now()
+            now_s = self.now()
             for stream in [stream for stream in self._held.values() if stream.give_up_at_s < now_s]:
                 self._fail(stream, f"no replica could take it within {self._membership.hold_s:g} s")
 

@@ -10,7 +10,7 @@ UNKNOWN_SPEED = PredictedSpeed(prefill_tokens_per_s=5000.0, decode_tokens_per_s=
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Member:
-    """One replica, where it listens, and what an ingress may do with it.
+    """One replica and its shape, where it listens, and what an ingress may do with it.
 
     ``accepts``: new requests may go there. ``leaves``: what is on it must move to other replicas now. Its batch holds
     ``max_running`` requests, its KV cache ``kv_tokens``. ``speed`` is a prediction; an ingress corrects it by what it
@@ -18,6 +18,7 @@ class Member:
     """
 
     replica: str
+    shape: str
     host: str
     port: int
     accepts: bool = True
@@ -46,7 +47,10 @@ class Membership:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IngressReport:
-    """What an ingress tells the controller whenever it asks for the fleet. Counters are since its start."""
+    """What an ingress tells the controller whenever it asks for the fleet. Counters are since its start.
+
+    Prometheus finds its series at ``metrics_address`` (host:port), which no other ingress shares.
+    """
 
     ingress: str
     connected: frozenset[str]  # replicas
@@ -55,3 +59,4 @@ class IngressReport:
     moved_requests: int
     quarantined_requests: int
     decode_tokens_per_s: dict[str, float]  # of each replica, as measured
+    metrics_address: str = ""

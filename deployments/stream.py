@@ -33,6 +33,7 @@ class Stream:
     """One request from its arrival to its end. It has no ``peer`` while it is held."""
 
     request: Request
+    arrived_at_s: float
     token_ids: list[int] = field(default_factory=list)
     peer: Peer | None = None
     wire_id: str = ""
@@ -41,6 +42,8 @@ class Stream:
     tokens_before: int = 0  # those it had then
     deaths: int = 0
     give_up_at_s: float = 0.0
+    first_token_at_s: float = 0.0  # of those that have arrived
+    last_token_at_s: float = 0.0
 
     def next_wire_id(self) -> str:
         """Another one for each sending, so that late outputs of an earlier one are known by it."""
@@ -55,13 +58,23 @@ class Stream:
             priority=self.request.priority,
         )
 
-    def take(self, token_ids: Sequence[int]) -> bool:
+    def take(self, token_ids: Sequence[int], now_s: float) -> bool:
         """Keep tokens that have arrived; True when they end a suspicion."""
+        if token_ids:
+            if not self.token_ids:
+                self.first_token_at_s = now_s
+            self.last_token_at_s = now_s
         self.token_ids.extend(token_ids)
         if not self.deaths or len(self.token_ids) - self.tokens_before < ACQUITTED_AFTER_TOKENS:
             return False
         was_suspect, self.deaths = self.is_suspect, 0
         return was_suspect
+
+    @property
+    def tpot_s(self) -> float | None:
+        """Mean time from one token to the next; None with fewer than two."""
+        gaps = len(self.token_ids) - 1
+        return (self.last_token_at_s - self.first_token_at_s) / gaps if gaps > 0 else None
 
     @property
     def is_suspect(self) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from deployments.membership import Member
+from deployments.metrics.counting import Served
 from deployments.routing import (
     Arrival,
     Candidate,
@@ -36,6 +37,7 @@ class _Load:
     kv_usage: float = 0.0
     step_prefilled_tokens: int = 0
     step_generated_tokens: int = 0
+    served: Served = field(default_factory=Served)
 
     @property
     def unseen(self) -> int:
@@ -46,6 +48,21 @@ class _Load:
     def kv_free_tokens(self) -> int | None:
         tokens = self.member.kv_tokens
         return None if tokens is None else int(tokens * (1 - self.kv_usage))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaLoad:
+    """One replica for those who watch.
+
+    What its scheduler says is 0 where this ingress has no request: it hears nothing then, and an ingress that has one
+    there hears the truth.
+    """
+
+    member: Member
+    running: int
+    waiting: int
+    kv_usage: float
+    served: Served
 
 
 class Traffic:
@@ -93,6 +110,7 @@ class Traffic:
             return None
         load = self._loads[choice.replica]
         load.meter.wake(now_s)
+        load.served.requests += 1
         load.prefill_tokens[arrival.request_id] = max(1, arrival.prompt_tokens - choice.cached_tokens)
         load.decode_tokens[arrival.request_id] = answer_tokens(arrival)
         if load.member.kv_tokens:
@@ -115,6 +133,7 @@ class Traffic:
         if load is None:
             return
         load.running, load.waiting, load.kv_usage = running, waiting, kv_usage
+        load.served.generated_tokens += load.step_generated_tokens
         load.meter.observe(
             now_s,
             generated_tokens=load.step_generated_tokens,
@@ -122,6 +141,31 @@ class Traffic:
             unfinished=len(load.decode_tokens),
         )
         load.step_generated_tokens = load.step_prefilled_tokens = 0
+
+    def prefilled(self, replica: str, computed_tokens: int, cached_tokens: int) -> None:
+        """Count the prompt tokens of requests that a replica has begun, as its scheduler tells them."""
+        load = self._loads.get(replica)
+        if load is not None:
+            load.served.prompt_tokens += computed_tokens
+            load.served.prefix_hit_tokens += cached_tokens
+
+    def preempted(self, replica: str, requests: int) -> None:
+        """Count requests that a replica has put back because its KV cache was full."""
+        load = self._loads.get(replica)
+        if load is not None:
+            load.served.preemptions += requests
+
+    def began_to_answer(self, replica: str, ttft_s: float) -> None:
+        """A replica has made the first token of a request, so long after its arrival."""
+        load = self._loads.get(replica)
+        if load is not None:
+            load.served.ttft.observe(ttft_s)
+
+    def answered(self, replica: str, tpot_s: float) -> None:
+        """A request has ended on a replica, which took so long for a token on average."""
+        load = self._loads.get(replica)
+        if load is not None:
+            load.served.tpot.observe(tpot_s)
 
     def ended(self, replica: str, wire_id: str) -> None:
         """A request is no longer on the replica."""
@@ -132,10 +176,31 @@ class Traffic:
 
     def speeds(self) -> dict[str, float]:
         """Tokens a second that each replica generates with a full batch, as far as is known."""
-        return {name: load.meter.decode_tokens_per_s for name, load in self._loads.items()}
+        return {name: load.meter.decode_tokens_per_s for name, load in self._loads.copy().items()}
+
+    def loads(self) -> tuple[ReplicaLoad, ...]:
+        """All replicas as they are now. May be called from any thread, as `speeds`."""
+        return tuple(map(_seen, self._loads.copy().values()))
+
+    def totals(self) -> tuple[int, int, float]:
+        """Requests that run and wait on all replicas, and how full the fullest KV cache is; as in `loads`."""
+        heard = [load for load in self._loads.values() if load.decode_tokens]
+        fullest = max((load.kv_usage for load in heard), default=0.0)
+        return sum(load.running for load in heard), sum(load.waiting for load in heard), fullest
 
     def _candidates(self, replicas: Iterable[str]) -> list[Candidate]:
         return [_candidate(name, self._loads[name]) for name in replicas]
+
+
+def _seen(load: _Load) -> ReplicaLoad:
+    is_heard = bool(load.decode_tokens)
+    return ReplicaLoad(
+        member=load.member,
+        running=load.running if is_heard else 0,
+        waiting=load.waiting if is_heard else 0,
+        kv_usage=load.kv_usage if is_heard else 0.0,
+        served=load.served,
+    )
 
 
 def _candidate(name: str, load: _Load) -> Candidate:

@@ -16,6 +16,7 @@ from deployments.control.commands import add_fleet_commands
 from deployments.control.contract import FleetUnavailableError
 from deployments.control.events import EventLog
 from deployments.control.gate import Caller, known_tokens
+from deployments.control.leases import LeaseRecord, Leases
 from deployments.control.refusals import Refusal, admit, does_not_fit, unknown_model
 from deployments.control.wire import (
     Accepted,
@@ -25,6 +26,9 @@ from deployments.control.wire import (
     FleetView,
     ForecastStep,
     ForecastView,
+    Lease,
+    LeaseRequest,
+    MetricsTarget,
     NodeView,
     Obstacle,
     Overview,
@@ -71,6 +75,20 @@ def target(pools: dict[str, int], **changes: Any) -> PoolsTarget:
     return PoolsTarget(**{"pools": pools, "reason": "a test", **changes})
 
 
+class MemoryLeases(dict[str, LeaseRecord]):
+    """Leases that nobody else keeps."""
+
+    @property
+    def leases(self) -> dict[str, LeaseRecord]:
+        return self
+
+    def put_lease(self, record: LeaseRecord) -> None:
+        self[record.name] = record
+
+    def drop_lease(self, name: str) -> None:
+        del self[name]
+
+
 class MemoryFleet:
     """Fleets that only exist as views. `script` holds what happens before each next read; None is nothing."""
 
@@ -80,6 +98,9 @@ class MemoryFleet:
         self.entries: list[AuditEntry] = []
         self.script: list[Callable[[], object] | None] = []
         self.is_away = False
+        self.now_s = 0.0
+        self.leases = Leases(MemoryLeases(), lambda: self.now_s, lambda text: self.log.add("", "lease", text))
+        self.addresses = {MODEL: ("10.0.0.1:9000", "10.0.0.2:9000")}
 
     async def read(self) -> Overview:
         if self.is_away:
@@ -102,6 +123,15 @@ class MemoryFleet:
     async def audit(self, limit: int) -> tuple[AuditEntry, ...]:
         return tuple(self.entries[-limit:])
 
+    async def take_lease(self, name: str, request: LeaseRequest) -> Lease | Refusal:
+        return self.leases.take(name, request)
+
+    async def give_back_lease(self, name: str, holder: str) -> Refusal | None:
+        return self.leases.give_back(name, holder)
+
+    async def metrics_targets(self) -> tuple[MetricsTarget, ...]:
+        return tuple(MetricsTarget(targets=found, labels={"model": model}) for model, found in self.addresses.items())
+
     def change(self, **changes: Any) -> None:
         """Change the view of MODEL."""
         self.views[MODEL] = self.views[MODEL].model_copy(update=changes)
@@ -110,7 +140,7 @@ class MemoryFleet:
         current = self.views.get(model)
         if current is None:
             return unknown_model(model, list(self.views))
-        change = admit(target, current)
+        change = self.leases.missed(target.lease) or admit(target, current)
         if isinstance(change, Refusal):
             return change
         if not change:

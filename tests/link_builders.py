@@ -192,7 +192,7 @@ class Fleet:
         self.update(members=self.membership.members + members)
 
     def settle(self, replica: str, wire_id: str, *token_ids: int, is_finished: bool = False) -> str | None:
-        return self.link.settle(replica, wire_id, token_ids, is_finished=is_finished)
+        return self.link.settle(replica, wire_id, token_ids, is_finished=is_finished, now_s=self.link.now())
 
     def where(self, request_id: str) -> tuple[str, str]:
         """On which replica a request has been put last, and under which wire id."""
@@ -216,7 +216,7 @@ def _of(wire_id: str) -> str:
 
 
 def member(name: str, **changes: Any) -> Member:
-    return replace(Member(replica=name, host="host", port=1), **changes)
+    return replace(Member(replica=name, shape="tp2", host="host", port=1), **changes)
 
 
 def request(name: str, prompt_tokens: int = 10, max_tokens: int = 90, **changes: Any) -> Request:

@@ -1,6 +1,7 @@
 """Streams of every kind of request, and whether a disturbance of the fleet changed anything in them."""
 
 import asyncio
+import itertools
 import json
 import random
 import time
@@ -78,6 +79,32 @@ def run(
     return asyncio.run(play())
 
 
+def keep_on(
+    url: str, requests: Sequence[dict[str, Any]], meanwhile: Callable[[], Any], *, clients: int, at_least: int
+) -> list[tuple[int, Answer]]:
+    """Have ``clients`` streams at any moment until ``meanwhile`` is done and ``at_least`` streams have ended.
+
+    Each answer comes with the index of its request; the requests are sent in turn, again and again.
+    """
+    answers: list[tuple[int, Answer]] = []
+
+    async def play() -> None:
+        limits = httpx.Limits(max_connections=None)
+        turns = itertools.count()
+        async with httpx.AsyncClient(base_url=url, timeout=600, limits=limits, trust_env=False) as http:
+            disturbance = asyncio.create_task(asyncio.to_thread(meanwhile))
+
+            async def client() -> None:
+                while not disturbance.done() or len(answers) < at_least:
+                    index = next(turns) % len(requests)
+                    answers.append((index, await stream(http, requests[index])))
+
+            await asyncio.gather(disturbance, *(client() for _ in range(clients)))
+
+    asyncio.run(play())
+    return answers
+
+
 async def stream(client: httpx.AsyncClient, body: dict[str, Any]) -> Answer:
     """Send one request and take all it brings."""
     answer = Answer()
@@ -125,9 +152,14 @@ def _take(answer: Answer, chunk: dict[str, Any]) -> None:
 def assert_same(found: Sequence[Answer], expected: Sequence[Answer]) -> None:
     """No stream has lost, repeated or altered anything."""
     for index, (one, other) in enumerate(zip(found, expected, strict=True)):
-        kind = KINDS[index % len(KINDS)]
-        assert other.error == ""
-        assert one.said() == other.said(), f"stream {index} ({kind}) differs"
-        assert one.logprobs.keys() == other.logprobs.keys()
-        for choice, logprobs in other.logprobs.items():
-            assert one.logprobs[choice] == pytest.approx(logprobs, abs=1e-3), f"stream {index} ({kind})"
+        assert_same_stream(index, one, other)
+
+
+def assert_same_stream(index: int, one: Answer, other: Answer) -> None:
+    """The stream of request ``index`` has lost, repeated or altered nothing."""
+    kind = KINDS[index % len(KINDS)]
+    assert other.error == ""
+    assert one.said() == other.said(), f"stream {index} ({kind}) differs"
+    assert one.logprobs.keys() == other.logprobs.keys()
+    for choice, logprobs in other.logprobs.items():
+        assert one.logprobs[choice] == pytest.approx(logprobs, abs=1e-3), f"stream {index} ({kind})"

@@ -16,16 +16,21 @@ from deployments.control.contract import Fleet, FleetUnavailableError
 from deployments.control.gate import Gate, Verifier
 from deployments.control.problems import MEDIA_TYPE, invalid_request, problem, refusal_problem
 from deployments.control.refusals import Refusal, unknown_model
+from deployments.control.values import Holder, LeaseName
 from deployments.control.wire import (
     MAX_WAIT_S,
     Accepted,
     AuditPage,
     EventPage,
     FleetView,
+    Lease,
+    LeaseRequest,
+    MetricsTargets,
     Overview,
     PoolsTarget,
     Problem,
 )
+from deployments.metrics.fleet_series import exposition
 
 ALIVE_S = 15.0  # a stream says at least this often that it is alive: proxies cut what is silent for a minute
 RETRY_AFTER_S = 2
@@ -49,7 +54,25 @@ class _Latest(BaseModel):
     limit: int = Field(default=100, ge=1, le=10_000, description="Most entries to answer.")
 
 
-_QUERIES: Mapping[str, type[BaseModel]] = {"events": _Awaited, "stream": _Selection, "audit": _Latest}
+class _Named(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: LeaseName
+
+
+class _Held(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    holder: Holder = Field(description="Who has it.")
+
+
+_QUERIES: Mapping[str, type[BaseModel]] = {
+    "events": _Awaited,
+    "stream": _Selection,
+    "audit": _Latest,
+    "give_back_lease": _Held,
+}
+_BODIES: Mapping[str, type[BaseModel]] = {"put_pools": PoolsTarget, "take_lease": LeaseRequest}
 
 
 def control_app(fleet: Fleet, verify: Verifier) -> FastAPI:
@@ -59,6 +82,13 @@ def control_app(fleet: Fleet, verify: Verifier) -> FastAPI:
     app.state.fleet = fleet
     app.include_router(_router)
     app.add_api_route("/healthz", _healthz, response_class=Response, summary="Whether this server answers; open to all")
+    app.add_api_route(
+        "/metrics",
+        _metrics,
+        response_class=Response,
+        dependencies=_TOKEN,
+        summary="What Prometheus reads of the fleets",
+    )
     app.add_exception_handler(HTTPException, _http_problem)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(FleetUnavailableError, _unavailable)
@@ -72,9 +102,10 @@ def _fleet(request: Request) -> Any:
 
 
 Controller = Annotated[Fleet, Depends(_fleet)]
+_TOKEN = (Depends(HTTPBearer(auto_error=False)),)  # for OpenAPI: the gate has checked the token already
 _router = APIRouter(
     prefix="/v1",
-    dependencies=[Depends(HTTPBearer(auto_error=False))],  # for OpenAPI: the gate has checked the token already
+    dependencies=_TOKEN,
     responses={"4XX": {"model": Problem, "description": "What is wrong, in a sentence", "content": {MEDIA_TYPE: {}}}},
 )
 
@@ -118,6 +149,28 @@ async def audit(query: Annotated[_Latest, Query()], fleet: Controller) -> AuditP
     return AuditPage(entries=await fleet.audit(query.limit))
 
 
+@_router.put("/leases/{name}", response_model=Lease, summary="Have a lease, or keep it: one holder at a time")
+async def take_lease(name: LeaseName, request: LeaseRequest, fleet: Controller) -> Lease | Response:
+    answer = await fleet.take_lease(name, request)
+    return refusal_problem(answer) if isinstance(answer, Refusal) else answer
+
+
+@_router.delete("/leases/{name}", status_code=HTTPStatus.NO_CONTENT, summary="Give a lease back")
+async def give_back_lease(name: LeaseName, query: Annotated[_Held, Query()], fleet: Controller) -> Response:
+    refusal = await fleet.give_back_lease(name, query.holder)
+    return refusal_problem(refusal) if refusal else Response(status_code=HTTPStatus.NO_CONTENT)
+
+
+@_router.get("/metrics-targets", summary="The ingresses' metrics, for Prometheus's http_sd_configs")
+async def metrics_targets(fleet: Controller) -> MetricsTargets:
+    return MetricsTargets(await fleet.metrics_targets())
+
+
+async def _metrics(fleet: Controller) -> Response:
+    body, media_type = exposition(await fleet.read())
+    return Response(body, media_type=media_type)
+
+
 async def _frames(fleet: Fleet, page: EventPage, model: str | None) -> AsyncIterator[str]:
     while True:
         if page.gap:
@@ -152,7 +205,9 @@ async def _http_problem(request: Request, error: Exception) -> Response:
 
 async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    return invalid_request(error, {"body": PoolsTarget, "query": _QUERIES.get(request.scope["route"].name, _Latest)})
+    route = request.scope["route"].name
+    body, query = _BODIES.get(route, PoolsTarget), _QUERIES.get(route, _Latest)
+    return invalid_request(error, {"body": body, "query": query, "path": _Named})
 
 
 async def _unavailable(request: Request, error: Exception) -> Response:

@@ -14,6 +14,10 @@ from deployments.control.wire import (
     AuditPage,
     EventPage,
     FleetView,
+    Lease,
+    LeaseRequest,
+    MetricsTarget,
+    MetricsTargets,
     Overview,
     PoolsTarget,
     Problem,
@@ -77,9 +81,19 @@ class ControlClient:
 
     def set_pools(self, model: str, target: PoolsTarget) -> Accepted:
         """Say what a fleet shall be; saying it again changes nothing."""
-        path = f"/v1/fleet/{quote(model, safe='')}/pools"
-        headers = {"Content-Type": "application/json"}
-        return self._ask(Accepted, "PUT", path, content=target.model_dump_json(), headers=headers)
+        return self._ask(Accepted, "PUT", f"/v1/fleet/{quote(model, safe='')}/pools", **_json(target))
+
+    def take_lease(self, name: str, holder: str, ttl_s: float) -> Lease:
+        """Get a lease, or keep it, for `ttl_s` from now; raises while another has it."""
+        return self._ask(Lease, "PUT", _lease(name), **_json(LeaseRequest(holder=holder, ttl_s=ttl_s)))
+
+    def give_back_lease(self, name: str, holder: str) -> None:
+        """Free a lease for others."""
+        self._send("DELETE", _lease(name), params={"holder": holder})
+
+    def metrics_targets(self) -> tuple[MetricsTarget, ...]:
+        """Where Prometheus finds the ingresses."""
+        return self._ask(MetricsTargets, "GET", "/v1/metrics-targets").root
 
     def events(self, after: int | None = None, *, model: str | None = None, wait_s: float = 0.0) -> EventPage:
         """Events above number `after` (None: all that are held); waits up to `wait_s` where there is none yet."""
@@ -92,18 +106,37 @@ class ControlClient:
         return self._ask(AuditPage, "GET", "/v1/audit", params={"limit": limit}).entries
 
     def _ask(self, answer: type[Answer], method: str, path: str, *, wait_s: float = 0.0, **request: Any) -> Answer:
+        response = self._send(method, path, wait_s=wait_s, **request)
+        try:
+            return answer.model_validate_json(response.content)
+        except ValidationError as error:
+            raise self._stranger(response) from error
+
+    def _send(self, method: str, path: str, *, wait_s: float = 0.0, **request: Any) -> httpx.Response:
+        """The answer of a request that was accepted."""
         try:
             response = self._http.request(method, self.url + path, timeout=self._timeout_s + wait_s, **request)
         except httpx.TimeoutException as error:
             raise ControlError(f"{self.url} did not answer within {self._timeout_s + wait_s:g} s.") from error
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise ControlError(f"{self.url} cannot be reached ({error}).") from error
+        if response.is_success:
+            return response
         try:
-            if response.is_success:
-                return answer.model_validate_json(response.content)
             problem = Problem.model_validate_json(response.content)
         except ValidationError as error:
-            raise ControlError(
-                f"{self.url} answered {response.status_code}, but not as the control API of this version would."
-            ) from error
+            raise self._stranger(response) from error
         raise ControlError(problem.detail, problem)
+
+    def _stranger(self, response: httpx.Response) -> ControlError:
+        return ControlError(
+            f"{self.url} answered {response.status_code}, but not as the control API of this version would."
+        )
+
+
+def _lease(name: str) -> str:
+    return f"/v1/leases/{quote(name, safe='')}"
+
+
+def _json(body: BaseModel) -> dict[str, Any]:
+    return {"content": body.model_dump_json(), "headers": {"Content-Type": "application/json"}}

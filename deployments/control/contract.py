@@ -3,7 +3,16 @@
 from typing import Protocol
 
 from deployments.control.refusals import Refusal
-from deployments.control.wire import Accepted, AuditEntry, EventPage, Overview, PoolsTarget
+from deployments.control.wire import (
+    Accepted,
+    AuditEntry,
+    EventPage,
+    Lease,
+    LeaseRequest,
+    MetricsTarget,
+    Overview,
+    PoolsTarget,
+)
 
 
 class FleetUnavailableError(Exception):
@@ -22,7 +31,7 @@ class Fleet(Protocol):
 
         Whoever reads the fleet after this answered finds `repartition` in progress (for any change, of a number of
         replicas too), or the target reached. A dry run changes nothing; where the target does not fit, its forecast
-        says so.
+        says so. One under a lease is refused unless its holder has it.
         """
         ...
 
@@ -35,4 +44,16 @@ class Fleet(Protocol):
 
     async def audit(self, limit: int) -> tuple[AuditEntry, ...]:
         """The latest entries of the audit log, oldest first."""
+        ...
+
+    async def take_lease(self, name: str, request: LeaseRequest) -> Lease | Refusal:
+        """Give a lease to a holder, or keep it for who has it; a restart of the controller changes nothing."""
+        ...
+
+    async def give_back_lease(self, name: str, holder: str) -> Refusal | None:
+        """Free a lease, unless another has it."""
+        ...
+
+    async def metrics_targets(self) -> tuple[MetricsTarget, ...]:
+        """Where the ingresses of each model tell their metrics; unavailable while that is not known."""
         ...

@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from deployments.control.refusals import named
+from deployments.control.values import Pools
 from deployments.control.wire import (
     Accepted,
     AuditEntry,
@@ -15,7 +16,6 @@ from deployments.control.wire import (
     Event,
     EventPage,
     FleetView,
-    Pools,
     RepartitionView,
     ReplicaView,
     SeatView,

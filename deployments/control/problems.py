@@ -20,6 +20,8 @@ _STATUS: Mapping[RefusalKind, HTTPStatus] = {
     "unknown-model": HTTPStatus.NOT_FOUND,
     "stale-version": HTTPStatus.CONFLICT,
     "busy": HTTPStatus.CONFLICT,
+    "lease-held": HTTPStatus.CONFLICT,
+    "lease-lost": HTTPStatus.CONFLICT,
     "does-not-fit": HTTPStatus.UNPROCESSABLE_ENTITY,
 }
 
@@ -41,6 +43,7 @@ def refusal_problem(refusal: Refusal) -> Response:
         current=refusal.current,
         known_models=refusal.known_models,
         obstacle=refusal.obstacle,
+        lease=refusal.lease,
     )
 
 

@@ -6,7 +6,8 @@ from typing import Protocol, TypeVar
 
 from deployments.control.client import ControlError
 from deployments.control.refusals import named
-from deployments.control.wire import EventPage, FleetView, Pools
+from deployments.control.values import Pools
+from deployments.control.wire import EventPage, FleetView
 
 WAIT_S = 5.0  # between two looks at the fleet, where nothing happens
 TRIES = 30

@@ -6,20 +6,22 @@ from difflib import get_close_matches
 from typing import Literal
 
 from deployments.config_messages import shown
-from deployments.control.wire import FleetView, Obstacle, Pools, PoolsTarget
+from deployments.control.values import Pools
+from deployments.control.wire import FleetView, Lease, LeaseClaim, Obstacle, PoolsTarget
 
-RefusalKind = Literal["unknown-model", "stale-version", "busy", "does-not-fit"]
+RefusalKind = Literal["unknown-model", "stale-version", "busy", "does-not-fit", "lease-held", "lease-lost"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refusal:
-    """A target that is not taken: nothing was done. `sentence` is for people."""
+    """A target that is not taken, or a lease that is not given: nothing was done. `sentence` is for people."""
 
     kind: RefusalKind
     sentence: str
     current: FleetView | None = None
     known_models: tuple[str, ...] | None = None
     obstacle: Obstacle | None = None
+    lease: Lease | None = None
 
 
 def admit(target: PoolsTarget, current: FleetView) -> Refusal | bool:
@@ -60,6 +62,19 @@ def does_not_fit(target: PoolsTarget, current: FleetView, obstacle: Obstacle) ->
     """The hardware, the model or the limits do not allow the target."""
     sentence = f"pools: {named(target.pools)} does not fit: {obstacle}"
     return Refusal(kind="does-not-fit", sentence=sentence, current=current, obstacle=obstacle)
+
+
+def lease_held(name: str, lease: Lease) -> Refusal:
+    """Somebody else has the lease."""
+    sentence = f"lease: {name} is held by {lease.holder} for another {lease.expires_in_s:.0f} s; wait for it."
+    return Refusal(kind="lease-held", sentence=sentence, lease=lease)
+
+
+def lease_lost(claim: LeaseClaim, lease: Lease | None) -> Refusal:
+    """A target came under a lease that its sender has not, or has no longer."""
+    instead = f"{lease.holder} has it for another {lease.expires_in_s:.0f} s" if lease else "nobody has it"
+    sentence = f"lease: {claim.holder} does not hold {claim.name}; {instead}. Get the lease and decide again."
+    return Refusal(kind="lease-lost", sentence=sentence, lease=lease)
 
 
 def named(pools: Pools) -> str:

@@ -5,20 +5,19 @@ Every value is frozen and refuses names it does not know. Times that last are in
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeInt
+from pydantic import AwareDatetime, Field, NonNegativeInt, RootModel
 
-from placement import Shape, ShapeError
+from deployments.control.values import Holder, LeaseName, Pools, Reason, Seconds, Wire
 
-MAX_REPLICAS = 4096  # of one pool
-MAX_POOLS = 64
-MAX_REASON_CHARACTERS = 500
 MAX_WAIT_S = 60.0
 MAX_TIMEOUT_S = 86_400.0
+MAX_LEASE_S = 3600.0
 
 Way = Literal["surge", "rolling", "swap"]
 FleetPhase = Literal["starting", "steady", "repartitioning", "rolling-back", "degraded", "stopped"]
+Outcome = Literal["reached", "rolled-back", "failed"]
 ReplicaPhase = Literal["starting", "serving", "draining", "stopping", "failed", "lost"]
 EventKind = Literal[
     "target",  # a new target was taken
@@ -32,48 +31,13 @@ EventKind = Literal[
     "loss",  # hardware went, or is about to
     "replan",  # what is left is cut anew
     "migration",  # requests moved to another replica
+    "lease",  # the right to send targets went to another holder
     "quarantine",  # a request that ends replicas is not tried again
     "controller",  # the controller itself started or stopped
 ]
 
 
-def _pools(value: object) -> object:
-    """Pools with shapes in canonical form and without empty pools; anything but a mapping is left to the type."""
-    if not isinstance(value, Mapping):
-        return value
-    pools: dict[str, int] = {}
-    for text, replicas in value.items():
-        try:
-            shape = str(Shape.parse(text))
-        except (ShapeError, TypeError) as error:
-            raise ValueError(str(error) if isinstance(error, ShapeError) else "give shapes as text") from error
-        if isinstance(replicas, bool) or not isinstance(replicas, int) or not 0 <= replicas <= MAX_REPLICAS:
-            raise ValueError(f"give {text} a whole number of replicas from 0 to {MAX_REPLICAS}, not {replicas!r}")
-        if shape in pools:
-            raise ValueError(f"give {shape} once")
-        pools[shape] = replicas
-    if len(pools) > MAX_POOLS:
-        raise ValueError(f"give at most {MAX_POOLS} shapes, not {len(pools)}")
-    return {shape: replicas for shape, replicas in sorted(pools.items()) if replicas}
-
-
-def _line(text: str) -> str:
-    # Reasons are shown in terminals of other people: control characters could rewrite what is on them.
-    if not text.strip() or not text.isprintable() or len(text) > MAX_REASON_CHARACTERS:
-        raise ValueError(f"give one line of at most {MAX_REASON_CHARACTERS} printable characters that says why")
-    return text.strip()
-
-
-Pools = Annotated[Mapping[str, int], BeforeValidator(_pools)]
-Reason = Annotated[str, AfterValidator(_line)]
-Seconds = Annotated[float, Field(ge=0)]
-
-
-class _Wire(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class SeatView(_Wire):
+class SeatView(Wire):
     """Where one rank of a replica runs."""
 
     rank: NonNegativeInt
@@ -82,7 +46,7 @@ class SeatView(_Wire):
     slot: NonNegativeInt
 
 
-class ReplicaView(_Wire):
+class ReplicaView(Wire):
     """One replica and its load."""
 
     name: str
@@ -95,7 +59,7 @@ class ReplicaView(_Wire):
     cause: str | None = Field(default=None, description="Why it is not well; null where it is.")
 
 
-class RepartitionView(_Wire):
+class RepartitionView(Wire):
     """A repartition in progress."""
 
     way: Way
@@ -106,7 +70,15 @@ class RepartitionView(_Wire):
     running_s: Seconds
 
 
-class FleetView(_Wire):
+class Transitions(Wire):
+    """How many changes of a fleet ended like this since the controller started; a first start is one too."""
+
+    way: Way
+    outcome: Outcome
+    count: NonNegativeInt
+
+
+class FleetView(Wire):
     """All replicas of one model. `desired_pools` is the last target; `effective_pools` what the hardware allows."""
 
     model: str
@@ -117,19 +89,23 @@ class FleetView(_Wire):
     shortfall: str | None = Field(default=None, description="Why the effective pools differ from the desired ones.")
     replicas: tuple[ReplicaView, ...] = ()
     repartition: RepartitionView | None = None
+    start_s: Mapping[str, Seconds] = Field(default={}, description="Shape -> how long its last start took.")
+    transitions: tuple[Transitions, ...] = ()
 
 
-class NodeView(_Wire):
+class NodeView(Wire):
     """One Ray node with GPUs."""
 
     name: str
     island: str
     gpus: NonNegativeInt
     free_gpus: NonNegativeInt
+    gpu: str | None = Field(default=None, description="The kind of its GPUs, as Ray labels it; null where it does not.")
+    gpu_memory_bytes: NonNegativeInt | None = Field(default=None, description="Of one GPU.")
     draining: bool = Field(default=False, description="It will go; nothing new starts there.")
 
 
-class ClusterView(_Wire):
+class ClusterView(Wire):
     """The hardware."""
 
     nodes: tuple[NodeView, ...]
@@ -147,7 +123,7 @@ class ClusterView(_Wire):
         return sum(node.free_gpus for node in self.nodes if not node.draining)
 
 
-class Overview(_Wire):
+class Overview(Wire):
     """Everything at one moment."""
 
     cluster: ClusterView
@@ -157,7 +133,7 @@ class Overview(_Wire):
         return next((fleet for fleet in self.fleets if fleet.model == model), None)
 
 
-class Limits(_Wire):
+class Limits(Wire):
     """What a change may cost. What is left out is as configured."""
 
     floor: float | None = Field(default=None, ge=0, le=1, description="Share of the capacity that keeps serving.")
@@ -166,7 +142,28 @@ class Limits(_Wire):
     start_timeout_s: float | None = Field(default=None, gt=0, le=MAX_TIMEOUT_S, description="Then a start failed.")
 
 
-class PoolsTarget(_Wire):
+class LeaseRequest(Wire):
+    """Who wants a lease, or wants to keep it, and for how long from now."""
+
+    holder: Holder
+    ttl_s: float = Field(gt=0, le=MAX_LEASE_S, description="Seconds until it is free again, unless asked for anew.")
+
+
+class Lease(Wire):
+    """A lease that somebody holds."""
+
+    holder: str
+    expires_in_s: Seconds
+
+
+class LeaseClaim(Wire):
+    """The lease that a sender relies on: that it alone decides now."""
+
+    name: LeaseName
+    holder: Holder
+
+
+class PoolsTarget(Wire):
     """What a fleet shall be. No pools: the model is stopped and deleted."""
 
     pools: Pools = Field(description="Shape -> number of replicas, of all pools: what is not named goes.")
@@ -175,9 +172,10 @@ class PoolsTarget(_Wire):
     limits: Limits = Limits()
     if_version: NonNegativeInt | None = Field(default=None, description="Refuse unless the fleet has this version.")
     dry_run: bool = Field(default=False, description="Only say what would be done.")
+    lease: LeaseClaim | None = Field(default=None, description="Refuse unless this holder has this lease.")
 
 
-class Obstacle(_Wire):
+class Obstacle(Wire):
     """Why a target cannot be: the constraint that binds, with its numbers, and the nearest change that fits."""
 
     constraint: str
@@ -187,7 +185,7 @@ class Obstacle(_Wire):
         return f"{self.constraint}. Nearest: {self.nearest}."
 
 
-class ForecastStep(_Wire):
+class ForecastStep(Wire):
     """One step of a plan, `at_s` after its start."""
 
     at_s: Seconds
@@ -196,7 +194,7 @@ class ForecastStep(_Wire):
     reason: str
 
 
-class ForecastView(_Wire):
+class ForecastView(Wire):
     """How a target would be reached. `way` is null where there is nothing to do, or no way."""
 
     way: Way | None
@@ -206,7 +204,7 @@ class ForecastView(_Wire):
     infeasible: Obstacle | None = None
 
 
-class Accepted(_Wire):
+class Accepted(Wire):
     """A target that was taken, or for a dry run would be. `changed` is false where it was the target already."""
 
     version: NonNegativeInt
@@ -214,7 +212,7 @@ class Accepted(_Wire):
     forecast: ForecastView
 
 
-class Event(_Wire):
+class Event(Wire):
     """Something that happened. Numbers go up and are never used twice."""
 
     number: NonNegativeInt
@@ -225,14 +223,14 @@ class Event(_Wire):
     text: str
 
 
-class Gap(_Wire):
+class Gap(Wire):
     """Events that are gone because the reader came too late."""
 
     first: NonNegativeInt
     last: NonNegativeInt
 
 
-class EventPage(_Wire):
+class EventPage(Wire):
     """Events in order. Read on after `newest`, which may be an event of a model that was not asked for."""
 
     events: tuple[Event, ...]
@@ -240,7 +238,7 @@ class EventPage(_Wire):
     gap: Gap | None = None
 
 
-class AuditEntry(_Wire):
+class AuditEntry(Wire):
     """One request to change something, whatever came of it."""
 
     at: AwareDatetime
@@ -254,13 +252,24 @@ class AuditEntry(_Wire):
     refusal: str | None = Field(default=None, description="Why it was refused.")
 
 
-class AuditPage(_Wire):
+class AuditPage(Wire):
     """The latest entries, oldest first."""
 
     entries: tuple[AuditEntry, ...]
 
 
-class Problem(_Wire):
+class MetricsTarget(Wire):
+    """Where one model's ingresses tell Prometheus what they know: one entry of Prometheus's http_sd_configs."""
+
+    targets: tuple[str, ...] = Field(description="host:port of each ingress; the path is /metrics.")
+    labels: Mapping[str, str]
+
+
+class MetricsTargets(RootModel[tuple[MetricsTarget, ...]]):
+    """All of them, as Prometheus wants it: a list."""
+
+
+class Problem(Wire):
     """An error, as in RFC 9457. `detail` is a sentence for people; what follows it depends on `type`."""
 
     type: str
@@ -270,3 +279,4 @@ class Problem(_Wire):
     current: FleetView | None = Field(default=None, description="The fleet as it is, where the target conflicts.")
     known_models: tuple[str, ...] | None = None
     obstacle: Obstacle | None = None
+    lease: Lease | None = Field(default=None, description="Who has the lease, where somebody else has.")

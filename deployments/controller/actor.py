@@ -13,10 +13,20 @@ import uvicorn
 from deployments import fleet
 from deployments.control.api import control_app
 from deployments.control.audit import AuditLog
+from deployments.control.contract import FleetUnavailableError
 from deployments.control.events import EventLog
 from deployments.control.gate import known_tokens
 from deployments.control.refusals import Refusal
-from deployments.control.wire import Accepted, AuditEntry, EventPage, Overview, PoolsTarget
+from deployments.control.wire import (
+    Accepted,
+    AuditEntry,
+    EventPage,
+    Lease,
+    LeaseRequest,
+    MetricsTarget,
+    Overview,
+    PoolsTarget,
+)
 from deployments.controller.observing import Observer
 from deployments.controller.reconciling import Reconciler
 from deployments.controller.records import ModelRecord, Settings, Store
@@ -38,6 +48,7 @@ class FleetController:
     """All fleets of a cluster. Detached and named; Ray starts it again when it dies, with the same ``settings``."""
 
     async def __init__(self, settings: Settings) -> None:  # type: ignore[misc]  # Ray awaits it
+        self._began_s = time.monotonic()
         events = EventLog(capacity=EVENTS_KEPT, first_number=time.time_ns() // 10**6, now=lambda: datetime.now(UTC))
         self._events = events
         self._settings = settings
@@ -165,6 +176,27 @@ class FleetController:
     async def audit(self, limit: int) -> tuple[AuditEntry, ...]:
         """Who asked for what."""
         return self._audit.latest(limit)
+
+    async def take_lease(self, name: str, request: LeaseRequest) -> Lease | Refusal:
+        """Give a lease, or say who has it."""
+        return self._targets.leases.take(name, request)
+
+    async def give_back_lease(self, name: str, holder: str) -> Refusal | None:
+        """Free a lease."""
+        return self._targets.leases.give_back(name, holder)
+
+    async def metrics_targets(self) -> tuple[MetricsTarget, ...]:
+        """Where the ingresses tell their metrics, as they have said."""
+        if time.monotonic() - self._began_s < REPORT_LIFETIME_S:  # Prometheus keeps the targets that it knows, then
+            raise FleetUnavailableError("The controller has just started, and has not heard of all ingresses yet.")
+        addresses: dict[str, list[str]] = {}
+        for model, report in self._reports():
+            if report.metrics_address:
+                addresses.setdefault(model, []).append(report.metrics_address)
+        return tuple(
+            MetricsTarget(targets=tuple(sorted(found)), labels={"model": model})
+            for model, found in sorted(addresses.items())
+        )
 
 
 def _audit_log(state_dir: Path) -> AuditLog:

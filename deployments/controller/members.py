@@ -25,6 +25,7 @@ def membership(
 def _member(record: ReplicaRecord, report: ReplicaReport) -> Member:
     return Member(
         replica=record.name,
+        shape=str(record.layout.shape),
         host=report.host,
         port=report.port,
         accepts=record.intent is Intent.RUN,

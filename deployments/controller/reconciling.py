@@ -4,12 +4,14 @@ import asyncio
 import itertools
 import logging
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from deployments import fleet
 from deployments.control.events import EventLog
-from deployments.control.wire import EventKind
+from deployments.control.wire import EventKind, Outcome
 from deployments.controller.members import membership
 from deployments.controller.observing import Observer, World, is_gone, state_of
 from deployments.controller.records import Intent, ModelRecord, ReplicaRecord, Store
@@ -50,12 +52,14 @@ class Standing:
     """How a model is getting on: the pools that are worked towards and why they are not the desired ones, if so.
 
     ``is_stuck``: nothing is under way and nothing can be done. ``way`` is that of the last replicas that were started.
+    ``ended`` counts changes that are over, since the controller started.
     """
 
     pools: Pools
     shortfall: str | None = None
     is_stuck: bool = False
     way: Way = Way.SURGE
+    ended: Mapping[tuple[Way, Outcome], int] = field(default_factory=dict)
 
 
 class Reconciler:
@@ -69,6 +73,7 @@ class Reconciler:
         self.shortfalls: dict[str, str] = {}
         self.blocked: dict[str, str] = {}
         self.ways: dict[str, Way] = {}
+        self.ended: dict[str, Counter[tuple[Way, Outcome]]] = {}
         self.memberships: dict[str, Membership] = {}
         self._observer = observer
         self._events = events
@@ -117,6 +122,7 @@ class Reconciler:
             shortfall=shortfall or blocked or None,
             is_stuck=bool(blocked) and is_still,
             way=self.ways.get(model, Way.SURGE),
+            ended=self.ended.get(model, {}),
         )
 
     def durations(self, record: ModelRecord) -> Durations:
@@ -157,7 +163,7 @@ class Reconciler:
                 await asyncio.to_thread(fleet.delete, record.plan.ingress_name)
                 continue
             self.store.drop_model(model)
-            for remembered in (self.shortfalls, self.blocked, self.ways, self.memberships):
+            for remembered in (self.shortfalls, self.blocked, self.ways, self.ended, self.memberships):
                 remembered.pop(model, None)
             self._events.add(model, "reached", "The model is no longer served.")
 
@@ -193,7 +199,7 @@ class Reconciler:
             record, model = self.store.replicas[one.name], self.store.models.get(one.model)
             is_started = before is Phase.STARTING and one.phase is Phase.SERVING
             if is_started and model is not None:
-                self.store.put_model(replace(model, start_s=self._now() - record.since_s))
+                self.store.put_model(model.with_start(record.layout.shape, self._now() - record.since_s))
             if before is not None and record.intent is Intent.RUN:
                 self.store.put_replica(replace(record, since_s=self._now()))
             text = f"It is {one.phase}" + (f": {one.cause}" if one.cause else ".")
@@ -249,9 +255,15 @@ class Reconciler:
             case RollBack(model=model, record=memory, reason=reason):
                 self._change(model, "rollback", reason, memory=memory)
             case CountFailure(model=model, record=memory, reason=reason):
+                self._count(model, "failed")
                 self._change(model, "failure", reason, memory=memory)
             case Settle(model=model, record=memory, reason=reason):
-                self._change(model, "rolled-back" if memory.given_up else "reached", reason, memory=memory, stall_s=0.0)
+                outcome: Literal["rolled-back", "reached"] = "rolled-back" if memory.given_up else "reached"
+                self._count(model, outcome)
+                self._change(model, outcome, reason, memory=memory, stall_s=0.0)
+
+    def _count(self, model: str, outcome: Outcome) -> None:
+        self.ended.setdefault(model, Counter())[self.ways.get(model, Way.SURGE), outcome] += 1
 
     def _intend(self, name: str, intent: Intent, text: str) -> None:
         self.store.intend(name, intent, self._now())

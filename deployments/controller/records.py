@@ -12,6 +12,7 @@ from typing import Any
 from ray.experimental import internal_kv
 
 from deployments.control.gate import Caller
+from deployments.control.leases import LeaseRecord
 from deployments.fleet import FleetPlan
 from deployments.reconcile import Desired, Limits, Record
 from placement import Layout, Shape
@@ -46,7 +47,7 @@ class ModelRecord:
     ``asked_limits`` come with the last target, by name, and hold for it instead of the configured ones.
     ``shapes`` are those that hold the model on this cluster, with the GPU memory each needs: what may be asked for, and
     the candidates when hardware is lost. Empty when the size of the model is not known.
-    ``start_s`` is how long its last start took, the best guess for the next.
+    ``starts_s`` is how long the last start of each shape took; the shape that was started last is last.
     """
 
     plan: FleetPlan
@@ -58,13 +59,23 @@ class ModelRecord:
     is_closing: bool = False
     is_held: bool = False
     stall_s: float = 0.0
-    start_s: float | None = None
+    starts_s: Mapping[Shape, float] = field(default_factory=dict)
     changed_at_s: float = 0.0
 
     @property
     def limits(self) -> Limits:
         """What the change that is under way may cost."""
         return replace(self.configured_limits, **self.asked_limits)
+
+    @property
+    def start_s(self) -> float | None:
+        """How long the last start took, of whatever shape: the best guess for the next. None before the first."""
+        return list(self.starts_s.values())[-1] if self.starts_s else None
+
+    def with_start(self, shape: Shape, start_s: float) -> "ModelRecord":
+        """The record after one more start."""
+        others = {known: value for known, value in self.starts_s.items() if known != shape}
+        return replace(self, starts_s=others | {shape: start_s})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +100,7 @@ class Store:
     def __init__(self) -> None:
         self.models: dict[str, ModelRecord] = {record.plan.model: record for record in _load("model/")}
         self.replicas: dict[str, ReplicaRecord] = {record.name: record for record in _load("replica/")}
+        self.leases: dict[str, LeaseRecord] = {record.name: record for record in _load("lease/")}
         self.next_index: int = next(iter(_load("next_index")), 0)
 
     def put_model(self, record: ModelRecord) -> None:
@@ -120,6 +132,16 @@ class Store:
         """Forget a replica of which nothing is left."""
         del self.replicas[name]
         _delete(f"replica/{name}")
+
+    def put_lease(self, record: LeaseRecord) -> None:
+        """Remember who has a lease."""
+        self.leases[record.name] = record
+        _put(f"lease/{record.name}", record)
+
+    def drop_lease(self, name: str) -> None:
+        """Forget a lease that is over."""
+        del self.leases[name]
+        _delete(f"lease/{name}")
 
     def clear(self) -> None:
         """Leave nothing behind in a cluster that goes on without a fleet."""

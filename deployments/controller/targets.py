@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 from deployments.control.audit import AuditLog, entry_of
 from deployments.control.events import EventLog
+from deployments.control.leases import Leases
 from deployments.control.refusals import Refusal, admit, does_not_fit, named, unknown_model
 from deployments.control.wire import Accepted, FleetView, ForecastView, Obstacle, Overview, PoolsTarget
 from deployments.controller import views
@@ -37,6 +38,7 @@ class Targets:
         self._audit = audit
         self._speeds = speeds
         self._now = now
+        self.leases = Leases(self._store, now, lambda text: events.add("", "lease", text))
 
     def overview(self) -> Overview:
         """Everything as it is now."""
@@ -50,7 +52,7 @@ class Targets:
         known = self._store.models.get(record.plan.model)
         if known is not None:  # versions only go up, and what serves now is what a failure goes back to
             desired = replace(record.desired, version=known.desired.version + 1)
-            record = replace(record, desired=desired, memory=known.memory, start_s=known.start_s)
+            record = replace(record, desired=desired, memory=known.memory, starts_s=known.starts_s)
         self._store.put_model(replace(record, changed_at_s=self._now()))
 
     def remove(self, model: str) -> None:
@@ -83,7 +85,7 @@ class Targets:
         return views.fleet_view(record, self._reconciler.standing(record), mine, self._speeds(), self._now())
 
     def _answer(self, record: ModelRecord, current: FleetView, target: PoolsTarget) -> Accepted | Refusal:
-        verdict = admit(target, current)
+        verdict = self.leases.missed(target.lease) or admit(target, current)
         if isinstance(verdict, Refusal):
             return verdict
         version = record.desired.version

@@ -15,6 +15,7 @@ from deployments.control.wire import (
     ReplicaPhase,
     ReplicaView,
     SeatView,
+    Transitions,
 )
 from deployments.controller.observing import World
 from deployments.controller.reconciling import Standing
@@ -23,6 +24,7 @@ from deployments.reconcile import Forecast, Phase, Pool, Pools, ReplicaState, St
 from deployments.reconcile.steps import Drain, Hold, Move, Release, Start, Stop
 from placement import Infeasible, Shape
 
+UNNAMED_GPU = "GPU"  # what `islands.inventory` calls those without a label of Ray's
 _PHASES: Mapping[Phase, ReplicaPhase] = {
     Phase.STARTING: "starting",
     Phase.SERVING: "serving",
@@ -53,6 +55,8 @@ def cluster_view(world: World, replicas: Iterable[ReplicaState]) -> ClusterView:
                 island=node.island,
                 gpus=node.gpus,
                 free_gpus=max(0, node.gpus - taken[node.name]),
+                gpu=node.gpu.name if node.gpu.name != UNNAMED_GPU else None,
+                gpu_memory_bytes=node.gpu.memory_bytes,
                 draining=node.name in world.leaving,
             )
             for node in world.where.cluster.nodes
@@ -73,6 +77,10 @@ def fleet_view(
         shortfall=standing.shortfall,
         replicas=tuple(_replica_view(replica, speeds, now_s) for replica in replicas),
         repartition=_repartition(record, standing, replicas, now_s),
+        start_s={str(shape): max(0.0, start_s) for shape, start_s in record.starts_s.items()},
+        transitions=tuple(
+            Transitions(way=way.value, outcome=outcome, count=count) for (way, outcome), count in standing.ended.items()
+        ),
     )
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
-from deployments.control import wire
+from deployments.control import values, wire
 from deployments.control.wire import Event, FleetView, PoolsTarget
 from placement import Shape
 
@@ -15,7 +15,7 @@ texts = st.text(max_size=20)
 counts = st.integers(0, 2**60)
 durations_s = st.floats(0, 1e9, allow_nan=False)
 shapes = st.builds(Shape, tp=st.integers(1, 99), pp=st.integers(1, 99), ep=st.integers(1, 99), dp=st.integers(1, 99))
-pools = st.dictionaries(shapes.map(str), st.integers(0, wire.MAX_REPLICAS), max_size=5)
+pools = st.dictionaries(shapes.map(str), st.integers(0, values.MAX_REPLICAS), max_size=5)
 moments = st.datetimes(timezones=st.just(UTC))
 reasons = st.text(st.characters(categories=("L", "N", "P", "S"), codec="utf-8"), min_size=1, max_size=50)
 limits = st.builds(
@@ -25,7 +25,8 @@ limits = st.builds(
     drain_timeout_s=st.none() | st.floats(0, 100),
     start_timeout_s=st.none() | st.floats(0.1, 100),
 )
-targets = st.builds(PoolsTarget, pools=pools, reason=reasons, limits=limits)
+claims = st.builds(wire.LeaseClaim, name=st.from_regex(r"[a-z0-9._-]{1,64}", fullmatch=True), holder=reasons)
+targets = st.builds(PoolsTarget, pools=pools, reason=reasons, limits=limits, lease=st.none() | claims)
 obstacles = st.builds(wire.Obstacle, constraint=texts, nearest=texts)
 forecasts = st.builds(
     wire.ForecastView,
@@ -49,8 +50,10 @@ fleets = st.builds(
     replicas=st.lists(replicas, max_size=2).map(tuple),
     repartition=st.none()
     | st.builds(wire.RepartitionView, step=counts, steps=counts, announced_stall_s=durations_s, running_s=durations_s),
+    start_s=st.dictionaries(shapes.map(str), durations_s, max_size=3),
+    transitions=st.lists(st.builds(wire.Transitions, count=counts), max_size=3).map(tuple),
 )
-nodes = st.builds(wire.NodeView, gpus=counts, free_gpus=counts)
+nodes = st.builds(wire.NodeView, gpus=counts, free_gpus=counts, gpu_memory_bytes=st.none() | counts)
 overviews = st.builds(
     wire.Overview,
     cluster=st.builds(wire.ClusterView, nodes=st.lists(nodes, max_size=3).map(tuple)),
@@ -60,10 +63,15 @@ events = st.builds(Event, number=counts, at=moments)
 pages = st.builds(wire.EventPage, events=st.lists(events, max_size=3).map(tuple), newest=counts)
 entries = st.builds(wire.AuditEntry, at=moments, before=pools, after=pools)
 accepted = st.builds(wire.Accepted, version=counts, forecast=forecasts)
-problems = st.builds(wire.Problem, status=st.integers(400, 599), current=st.none() | fleets)
+leases = st.builds(wire.Lease, expires_in_s=durations_s)
+addresses = st.lists(
+    st.builds(wire.MetricsTarget, targets=st.tuples(texts), labels=st.just({"model": "m"})), max_size=2
+)
+metrics_targets = addresses.map(tuple).map(wire.MetricsTargets)
+problems = st.builds(wire.Problem, status=st.integers(400, 599), current=st.none() | fleets, lease=st.none() | leases)
 
 
-@given(value=st.one_of(targets, forecasts, overviews, pages, entries, accepted, problems))
+@given(value=st.one_of(targets, forecasts, overviews, pages, entries, accepted, leases, metrics_targets, problems))
 def test_what_is_sent_is_what_arrives(value: BaseModel) -> None:
     assert type(value).model_validate_json(value.model_dump_json()) == value
 

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,12 @@ from controller_builders import MODEL, MemoryServe, model_record
 
 from deployments.control.client import ControlClient, ControlError
 from deployments.control.gate import Caller
-from deployments.control.wire import PoolsTarget
+from deployments.control.leases import Leases
+from deployments.control.wire import Accepted, LeaseClaim, PoolsTarget
 from deployments.controller import actor, reconciling, records
 from deployments.controller.actor import FleetController
-from deployments.controller.records import Settings
+from deployments.controller.records import Settings, Store
+from deployments.controller.targets import Targets
 from deployments.local_cluster import free_port
 from deployments.membership import IngressReport
 
@@ -176,5 +179,46 @@ def test_speeds_of_all_ingresses_add_up(meet: Callable[[Body], None]) -> None:
         view = (await one.read()).fleet(MODEL)
         assert view is not None
         assert view.replicas[0].tokens_per_s == 17.0
+
+    meet(body)
+
+
+def test_prometheus_is_told_where_the_ingresses_are_once_they_have_had_time_to_say(
+    meet: Callable[[Body], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def body(one: FleetController, client: ControlClient, serve: MemoryServe) -> None:
+        for model, name, address in (("m", "b", "n:2"), ("m", "a", "n:1"), ("other", "c", "n:3"), ("m", "new", "")):
+            await one.membership(model, 0, replace(report(name), metrics_address=address))
+        with pytest.raises(ControlError, match="has just started") as early:
+            await asyncio.to_thread(client.metrics_targets)
+        assert early.value.may_pass
+        one._began_s -= actor.REPORT_LIFETIME_S
+        found = await asyncio.to_thread(client.metrics_targets)
+        assert [(dict(target.labels), target.targets) for target in found] == [
+            ({"model": "m"}, ("n:1", "n:2")),
+            ({"model": "other"}, ("n:3",)),
+        ]
+
+    monkeypatch.setattr(actor, "LONG_POLL_S", 0.01)
+    meet(body)
+
+
+def test_a_lease_holds_for_targets_and_over_a_restart(meet: Callable[[Body], None]) -> None:
+    async def body(one: FleetController, client: ControlClient, serve: MemoryServe) -> None:
+        await one.serve(model_record("1 tp1"))
+        await until_steady(one, serve, 1)
+        await asyncio.to_thread(client.take_lease, "autoscaler", "first", 60)
+        again = Targets(one._reconciler, one._events, one._audit, dict)
+        again.leases = Leases(Store(), time.time, lambda text: None)  # as a new process finds it
+        for holder, is_taken in (("second", False), ("first", True)):
+            claim = LeaseClaim(name="autoscaler", holder=holder)
+            target = PoolsTarget(pools={"tp2": 1}, reason="a test", lease=claim)
+            answer = again.set_pools(MODEL, target, "operator")
+            assert isinstance(answer, Accepted) is is_taken
+            view = (await one.read()).fleet(MODEL)
+            assert view is not None
+            assert view.version == (2 if is_taken else 1)
+        await asyncio.to_thread(client.give_back_lease, "autoscaler", "first")
+        assert Store().leases == {}
 
     meet(body)

@@ -8,6 +8,7 @@ from controller_running import Begin, begin, check_nothing_is_left_over, members
 from reconcile_builders import pools_of
 
 from deployments.reconcile import Limits, Way
+from placement import Shape
 
 __all__ = ["begin"]
 RETRY_S = 10.0  # the first of reconcile.Limits.retry_after_s
@@ -66,7 +67,7 @@ def test_a_full_cluster_swaps_and_its_stall_is_announced(begin: Begin) -> None:
 def test_a_long_stall_is_held_as_long_as_it_may_last(begin: Begin) -> None:
     controller = begin("1 tp2pp2")
     controller.settle()
-    controller.store.put_model(replace(controller.store.models[MODEL], start_s=400.0))
+    controller.store.put_model(controller.store.models[MODEL].with_start(Shape.parse("tp2"), 400.0))
     controller.ask("2 tp2")
     controller.turn()
     assert membership(controller).hold_s == pytest.approx(2 * 403)
@@ -101,6 +102,7 @@ def test_a_shape_that_does_not_start_is_given_up_for_the_last_good_one(begin: Be
     assert standing.pools == pools_of("2 tp1")
     assert standing.shortfall is not None
     assert "version 2 was rolled back" in standing.shortfall
+    assert standing.ended == {(Way.SURGE, "reached"): 1, (Way.SURGE, "rolled-back"): 1}
     check_nothing_is_left_over(controller)
 
 
@@ -112,6 +114,8 @@ def test_a_first_start_that_fails_is_tried_again_later(begin: Begin) -> None:
     controller.settle()
     assert controller.phases() == {"1": "serving"}
     assert controller.store.models[MODEL].memory.failed_at_s == ()
+    ended = controller.reconciler.standing(controller.store.models[MODEL]).ended
+    assert ended == {(Way.SURGE, "failed"): 1, (Way.SURGE, "reached"): 1}
     check_nothing_is_left_over(controller)
 
 

@@ -13,6 +13,7 @@ from deployments.controller.reconciling import Standing
 from deployments.controller.records import ModelRecord
 from deployments.islands import Inventory
 from deployments.reconcile import Phase, Record, ReplicaState, Way, forecast
+from placement import Cluster, Shape
 from placement.layout import Place
 
 NOW_S = 100.0
@@ -164,6 +165,26 @@ def test_the_hardware_shows_what_is_free_and_what_will_go() -> None:
         ("island-0-node-0", 0, False),
         ("island-1-node-0", 1, True),
     ]
+
+
+def test_nodes_tell_their_gpus_where_ray_knows_them() -> None:
+    labelled, other = TWO_ISLANDS.nodes
+    named = replace(labelled, gpu=replace(labelled.gpu, name="H100"))
+    unnamed = replace(other, gpu=replace(other.gpu, name="GPU"))
+    where = Inventory(cluster=Cluster(nodes=(named, unnamed)), selectors={}, ray_node_ids={})
+    seen = views.cluster_view(World(where=where), ()).nodes
+    assert [node.gpu for node in seen] == ["H100", None]
+    assert [node.gpu_memory_bytes for node in seen] == [node.gpu.memory_bytes for node in TWO_ISLANDS.nodes]
+
+
+def test_what_a_change_takes_and_how_the_last_ones_ended_is_shown() -> None:
+    record = record_of("1 tp1", "1 tp1").with_start(Shape.parse("tp1"), 40.0).with_start(Shape.parse("tp2"), 30.0)
+    record = record.with_start(Shape.parse("tp1"), 50.0)
+    assert record.start_s == 50.0, "the last one, of whatever shape"
+    standing = Standing(pools=pools_of("1 tp1"), ended={(Way.SWAP, "rolled-back"): 2})
+    view = views.fleet_view(record, standing, fleet("tp1 serving"), {}, NOW_S)
+    assert view.start_s == {"tp1": 50.0, "tp2": 30.0}
+    assert [(one.way, one.outcome, one.count) for one in view.transitions] == [("swap", "rolled-back", 2)]
 
 
 def test_a_forecast_shows_steps_for_people_and_leaves_book_keeping_out() -> None:

@@ -6,7 +6,7 @@ import httpx
 import pytest
 from link_builders import Fleet, play, request, run, settled
 
-from deployments.ingress import ALWAYS_OPEN_PATHS, RETRY_AFTER_S, Gate, listening_socket
+from deployments.ingress import ALWAYS_OPEN_PATHS, RETRY_AFTER_S, Gate, listening_socket, reachable_address
 from deployments.routing import Limits
 
 OPENAI_PATHS = ["/v1/chat/completions", "/v1/completions", "/v1/models", "/v1/responses", "/tokenize", "/health"]
@@ -233,3 +233,18 @@ def test_several_ingresses_listen_at_one_port() -> None:
         port = first.getsockname()[1]
         with listening_socket("127.0.0.1", port) as second:
             assert second.getsockname()[1] == port
+
+
+def test_what_an_ingress_has_for_itself_no_other_may_share() -> None:
+    with listening_socket("127.0.0.1", 0, is_shared=False) as own, pytest.raises(OSError, match="in use"):
+        listening_socket("127.0.0.1", own.getsockname()[1], is_shared=False)
+
+
+@pytest.mark.parametrize(
+    ("host", "node_ip", "reached_at"),
+    [("127.0.0.1", "10.0.0.7", "127.0.0.1"), ("0.0.0.0", "10.0.0.7", "10.0.0.7"), ("::1", "10.0.0.7", "[::1]")],
+)
+def test_a_socket_is_reached_at_its_host_or_where_its_node_is(host: str, node_ip: str, reached_at: str) -> None:
+    with listening_socket(host, 0, is_shared=False) as listener:
+        port = listener.getsockname()[1]
+        assert reachable_address(listener, node_ip) == f"{reached_at}:{port}"

@@ -46,10 +46,10 @@ class Replica:
     def __init__(self) -> None:
         self.engine = FakeEngine()
         self.server = IngressServer(self.engine, SECRET)
-        self.member = Member(replica="none", host=HOST, port=0)
+        self.member = Member(replica="none", shape="tp1", host=HOST, port=0)
 
     async def listen(self, name: str = "a") -> Member:
-        self.member = Member(replica=name, host=HOST, port=await self.server.listen(HOST))
+        self.member = Member(replica=name, shape="tp1", host=HOST, port=await self.server.listen(HOST))
         return self.member
 
     def dial(self, ingress: str, secret: str = SECRET) -> AbstractAsyncContextManager[Connection]:
@@ -285,7 +285,7 @@ def test_a_link_moves_its_requests_from_a_replica_that_ends_to_another() -> None
         await first.told(("submit", "i1", [b"r1"]))
         first.server.deliver({"i1": [b"step"]})
         assert await asyncio.wait_for(link.next_event(), DEADLINE_S) == Step("a", [b"step"])
-        link.settle("a", "r1", [7], is_finished=False)
+        link.settle("a", "r1", [7], is_finished=False, now_s=link.now())
         link.update(Membership(members=(first.member, await second.listen("b")), planned_replicas=2))
         await until(lambda: len(link.ready) == 2)
         first.server.close()

@@ -5,7 +5,7 @@ from typing import Any
 
 import moving_streams
 import pytest
-from running_system import Deployed, until
+from running_system import until
 
 from deployments.control.client import ControlError
 from deployments.control.wire import PoolsTarget
@@ -52,14 +52,14 @@ def test_what_cannot_be_is_refused_and_changes_nothing(deploy: Callable[..., Any
 @pytest.mark.timeout(3600)
 def test_twenty_repartitions_under_two_thousand_streams(deploy: Callable[..., Any]) -> None:
     deployed = deploy("tiny-llama", {"tp1": 1})
-    requests = moving_streams.bodies(deployed.model, 100, 150)
+    requests = moving_streams.bodies(deployed.model, 48, 150)
     expected = moving_streams.run(deployed.url, requests)
-    shapes = ["tp2", "pp2", "tp1", "tp2pp2", "tp1"] * 4
-    for shape in shapes:
-        found = moving_streams.run(deployed.url, requests, lambda one=shape: change(deployed, one), after_s=0.3)
-        moving_streams.assert_same(found, expected)
 
+    def repartition() -> None:
+        for shape in ["tp2", "pp2", "tp1", "tp2pp2", "tp1"] * 4:
+            deployed.set_pools({shape: 1})
+            until(lambda one=shape: [each.shape for each in deployed.view().replicas] == [one], f"{shape} alone serves")
 
-def change(deployed: Deployed, shape: str) -> None:
-    deployed.set_pools({shape: 1})
-    until(lambda: [replica.shape for replica in deployed.view().replicas] == [shape], f"{shape} alone serves")
+    found = moving_streams.keep_on(deployed.url, requests, repartition, clients=40, at_least=2000)
+    for index, answer in found:
+        moving_streams.assert_same_stream(index, answer, expected[index])

@@ -1,6 +1,7 @@
 """What clients meet at the endpoint: too many of them, an ingress that dies, a server that is being stopped."""
 
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,10 +10,13 @@ import live_streams
 import moving_streams
 import pytest
 import ray
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 from running_system import Deployed, prompts, until
-from simulated_fleet import GPU, System, plan_of, when, when_busy
+from simulated_fleet import GPU, TOKEN, System, plan_of, when, when_busy
 
 from deployments.config import SimulatedEngineConfig
+from deployments.control.wire import MetricsTarget
 from deployments.routing import Limits
 
 pytestmark = pytest.mark.engine
@@ -76,6 +80,7 @@ def test_one_of_two_ingresses_dies_with_its_connections_alone(system: System, un
     title = "ServeReplica:twice--ingress:ingress"
     until(lambda: len(system.processes(title)) == 2, "two ingresses listen")
     clients = live_streams.requests(twice.model)
+    assert_counted(system, twice, moving_streams.run(twice.url, clients))
 
     def kill_one() -> None:
         when_busy(twice)
@@ -93,6 +98,48 @@ def test_one_of_two_ingresses_dies_with_its_connections_alone(system: System, un
     when(twice, lambda view: not view.replicas[0].unfinished_requests, "nobody computes for clients that have gone")
     system.remove("twice")
     system.assert_tidy()
+
+
+def assert_counted(system: System, twice: Deployed, answers: Sequence[moving_streams.Answer]) -> None:
+    """Prometheus is told where both ingresses are, and the sum of what they say is what clients have seen."""
+    (target,) = until(lambda: of_model(twice.model, system.control.metrics_targets(), ingresses=2), "both are told of")
+    scraped = [series(httpx.get(f"http://{address}/metrics", trust_env=False)) for address in target.targets]
+
+    def total(name: str, **labels: str) -> float:
+        return sum(one.value for found in scraped for one in found[name] if labels.items() <= one.labels.items())
+
+    replica = {"model": twice.model, "replica": twice.view().replicas[0].name, "shape": "tp2"}
+    choices = [token_ids for answer in answers for token_ids in answer.token_ids.values()]
+    assert total("archipelago_arrivals_total", model=twice.model) == len(answers)
+    assert total("archipelago_refused_total", model=twice.model) == 0
+    assert total("archipelago_replica_requests_total", **replica) == len(choices)
+    assert total("archipelago_replica_time_to_first_token_seconds_count", **replica) == len(choices)
+    assert total("vllm:time_to_first_token_seconds_count", model_name=twice.model) == len(choices)
+    assert total("vllm:request_success_total", model_name=twice.model) == len(choices)
+    # More may have been generated than is answered: after a stop string.
+    assert total("archipelago_replica_generated_tokens_total", **replica) >= sum(map(len, choices))
+    assert total("archipelago_replica_prompt_tokens_total", **replica) == total("vllm:prompt_tokens_total") > 0
+    assert total("archipelago_replica_running_requests", **replica) == 0
+    for name in ("archipelago_replica_time_per_output_token_seconds", "vllm:request_time_per_output_token_seconds"):
+        assert 0.01 < total(f"{name}_sum") / total(f"{name}_count") < 1, name
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    of_fleets = series(httpx.get(f"{system.control.url}/metrics", headers=headers, trust_env=False))
+    serving = {"model": twice.model, "shape": "tp2", "phase": "serving"}
+    assert [one.value for one in of_fleets["archipelago_fleet_replicas"] if one.labels == serving] == [1]
+    assert twice.view().start_s["tp2"] > 0
+
+
+def of_model(model: str, targets: Sequence[MetricsTarget], *, ingresses: int) -> list[MetricsTarget]:
+    return [one for one in targets if one.labels == {"model": model} and len(one.targets) == ingresses]
+
+
+def series(answer: httpx.Response) -> dict[str, list[Sample]]:
+    """What was scraped, by name."""
+    found: dict[str, list[Sample]] = defaultdict(list)
+    for family in text_string_to_metric_families(answer.raise_for_status().text):
+        for one in family.samples:
+            found[one.name].append(one)
+    return found
 
 
 @pytest.mark.slow
