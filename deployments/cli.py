@@ -8,20 +8,25 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
+from autoscaling import cli as autoscaling
+from autoscaling.fleet_client import FleetError
+from autoscaling.simulation import commands as simulation
 from deployments import run_record
-from deployments.check import check, port_is_free
+from deployments.check import Checked, check, port_is_free
 from deployments.config import Config, load_config, parse_config
-from deployments.config_messages import ConfigError, reference
+from deployments.config_messages import ConfigError, about, reference, refused
 from deployments.control.client import ControlClient, ControlError
 from deployments.control.commands import add_fleet_commands
 from deployments.model_source import download_config, find_config
-from deployments.run_record import RunRecord, RunRecordError, record_path
-from placement.cli import add_commands
+from deployments.run_record import RunRecordError, ServedModel, record_path
+from loadtests import bench_commands, load_command
+from placement import cli as planning
 
 EPILOG = """\
 examples:
@@ -86,17 +91,37 @@ def parser() -> argparse.ArgumentParser:
     checker.add_argument("--fields", action="store_true", help="describe every field of a configuration file instead")
     checker.set_defaults(run=_check)
     add_fleet_commands(commands, _control)
-    add_commands(commands, lambda model: find_config(model, os.environ))
+
+    def config_of(model: str) -> Mapping[str, Any] | None:
+        return find_config(model, os.environ)
+
+    planning.add_commands(commands, config_of)
+    autoscaling.add_commands(commands, _control_for_autoscaler, config_of)
+    simulation.add_commands(commands, config_of)
+    load_command.add_commands(commands)
+    bench_commands.add_commands(commands)
     return root
 
 
 def _control() -> ControlClient:
     """The control API of what is served from this directory, or of ``$ARCHIPELAGO_CONTROL_URL``."""
+    return ControlClient(*_control_address())
+
+
+def _control_for_autoscaler() -> tuple[str, str]:
+    """The same as URL and token, with the autoscaler's own error."""
+    try:
+        return _control_address()
+    except (ControlError, RunRecordError) as error:
+        raise FleetError(str(error)) from error
+
+
+def _control_address() -> tuple[str, str]:
     url, token = os.environ.get(CONTROL_URL_ENV), os.environ.get(CONTROL_TOKEN_ENV)
     if url:
         if not token:  # the one of this directory is not for others to see
             raise ControlError(f"{CONTROL_URL_ENV} is set and {CONTROL_TOKEN_ENV} is not; give its token too")
-        return ControlClient(url, token)
+        return url, token
     path = record_path(os.environ, Path.cwd())
     record = run_record.read(path)
     if record is None:
@@ -104,26 +129,23 @@ def _control() -> ControlClient:
             f"nothing is served from this directory; start with `archipelago serve`, or set {CONTROL_URL_ENV} and "
             f"{CONTROL_TOKEN_ENV}"
         )
-    return ControlClient(record.control_url, token or run_record.read_token(run_record.token_path(path)))
+    return record.control_url, token or run_record.read_token(run_record.token_path(path))
 
 
 def _add_config(command: argparse.ArgumentParser) -> None:
     command.add_argument("config", nargs="?", metavar="CONFIG", help="a YAML file (default: the one shipped for demos)")
     command.add_argument("--model", metavar="M", help="serve this instead: a made model, a directory or a hub id")
     command.add_argument("--shape", metavar="S", help="cut each replica like this instead: tp2pp2, tp4, auto, ...")
-    command.add_argument("--port", type=int, metavar="P", help="listen on this port instead")
+    command.add_argument("--port", type=int, metavar="P", help="port of the first model instead")
 
 
 def _serve(arguments: argparse.Namespace) -> int:
     path = record_path(os.environ, Path.cwd())
     running = run_record.read(path)
     if running is not None and run_record.is_alive(running):
-        return _failed(f"already serving {running.model} at {running.url}; end it first with `archipelago stop`")
-    config = _config(arguments)
-    checked = check(config, environ=os.environ, port_is_free=port_is_free)
-    if checked.source.hf_config is None:
-        download_config(config.model, os.environ)
-        checked = check(config, environ=os.environ, port_is_free=port_is_free)
+        there = ", ".join(f"{model.name} at {model.url}" for model in running.models)
+        return _failed(f"already serving {there}; end it first with `archipelago stop`")
+    checked = _downloaded(_checked(_config(arguments)))
     say = _progress()
     for note in checked.notes:
         say(note)
@@ -137,9 +159,10 @@ def _serve(arguments: argparse.Namespace) -> int:
         record = launch.serve(checked, path, os.environ, say)
     except LaunchError as error:
         return _failed(error)
-    say(f"serving {record.model} at {record.url}")
+    for model in record.models:
+        say(f"serving {model.name} at {model.url}")
     _print_status(path)
-    print(_curl(record))
+    print(_curl(record.models[0]))
     if arguments.block:
         try:
             signal.pause()
@@ -165,8 +188,8 @@ def _print_status(path: Path) -> bool:
     if answer is None:
         print("archipelago: nothing is served from this directory; start with `archipelago serve`", file=sys.stderr)
         return False
-    record, reports = answer
-    return print_status(record, reports, is_serving=launch.is_serving(record))
+    shown = [print_status(model, reports, is_serving=launch.is_serving(model.url)) for model, reports in answer]
+    return all(shown)
 
 
 def _stop(arguments: argparse.Namespace) -> int:
@@ -185,14 +208,28 @@ def _check(arguments: argparse.Namespace) -> int:
     if arguments.fields:
         print(reference(Config))
         return 0
-    checked = check(_config(arguments), environ=os.environ, port_is_free=port_is_free)
+    checked = _checked(_config(arguments))
     for note in checked.notes:
         print(f"note: {note}")
-    for index, layout in enumerate(checked.layouts or ()):
-        seats = ", ".join(f"rank {seat.rank} on {seat.node} in {seat.island}" for seat in layout.seats)
-        print(f"replica {index}: {layout.shape}: {seats}")
+    for model in checked.models:
+        for index, layout in enumerate(model.layouts or ()):
+            seats = ", ".join(f"rank {seat.rank} on {seat.node} in {seat.island}" for seat in layout.seats)
+            print(f"{model.config.name}, replica {index}: {layout.shape}: {seats}")
     print("no mistakes found")
     return 0
+
+
+def _checked(config: Config) -> Checked:
+    return check(config, environ=os.environ, port_is_free=port_is_free)
+
+
+def _downloaded(checked: Checked) -> Checked:
+    """What is known when the config of every model is here."""
+    missing = [model for model in checked.models if model.source.hf_config is None]
+    for model in missing:
+        with about(model.section):
+            download_config(model.config, os.environ)
+    return _checked(checked.config) if missing else checked
 
 
 def _failed(message: object) -> int:
@@ -204,6 +241,11 @@ def _config(arguments: argparse.Namespace) -> Config:
     config = load_config(Path(arguments.config) if arguments.config else default_config())
     document = config.model_dump(mode="json")
     model = document["models"][0]
+    for option in ("model", "shape"):
+        value = getattr(arguments, option)
+        if value is not None and len(config.models) > 1:
+            accepted = f"the configuration has {len(config.models)} models; change it in the file"
+            raise ConfigError([refused(f"--{option}", value, accepted)])
     if arguments.model is not None:
         # The rest of the section is about how to run a model; these are about the one that is replaced.
         document["models"][0] = model = {key: model[key] for key in ("shape", "replicas", "engine")}
@@ -212,6 +254,7 @@ def _config(arguments: argparse.Namespace) -> Config:
         model["shape"] = arguments.shape
     if arguments.port is not None:
         document["endpoint"]["port"] = arguments.port
+        model.pop("port", None)
     return parse_config(yaml.safe_dump(document))
 
 
@@ -238,8 +281,8 @@ def _progress() -> Callable[[str], None]:
     return say
 
 
-def _curl(record: RunRecord) -> str:
+def _curl(model: ServedModel) -> str:
     messages = [{"role": "user", "content": "Hello"}]
-    body = json.dumps({"model": record.model, "messages": messages, "max_tokens": 32, "stream": True})
-    url = f"{record.url}/v1/chat/completions"
+    body = json.dumps({"model": model.name, "messages": messages, "max_tokens": 32, "stream": True})
+    url = f"{model.url}/v1/chat/completions"
     return f"\nTry it:\n  curl -N {url} -H 'Content-Type: application/json' \\\n    -d '{body}'"

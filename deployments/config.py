@@ -4,6 +4,7 @@ Here are only its fields and their own limits. What can be said about a configur
 anything, is in `check.py`; how a mistake is worded, in `config_messages.py`.
 """
 
+import itertools
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,7 +16,7 @@ from deployments.yaml_reading import YamlError, read_yaml
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@/+-]*")
 _ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:/\[\]]+):(?P<port>[1-9][0-9]{0,4})")
-_MAX_PORT = 65535
+MAX_PORT = 65535
 
 
 class _Section(BaseModel):
@@ -67,6 +68,13 @@ class ModelConfig(_Section):
         description="How one replica is cut: `auto`, or degrees such as tp4, tp2pp2 or tp2ep2.",
     )
     replicas: int = Field(default=1, ge=1, description="Number of replicas.")
+    port: int | None = Field(
+        default=None,
+        ge=1,
+        le=MAX_PORT,
+        description="TCP port of this model's endpoint. Default: endpoint.port for the first model, and the ports "
+        "after it for those that follow, but for control.port.",
+    )
     engine: dict[str, JsonValue] = Field(
         default_factory=dict,
         description="Arguments of the vLLM engine, named as in vLLM's EngineArgs (max_model_len, dtype, ...). "
@@ -125,7 +133,7 @@ class RayCluster(_Section):
     @classmethod
     def _is_address(cls, address: str) -> str:
         match = _ADDRESS.fullmatch(address)
-        if address != "auto" and (match is None or int(match["port"]) > _MAX_PORT):
+        if address != "auto" and (match is None or int(match["port"]) > MAX_PORT):
             raise ValueError("give 'auto' or host:port")
         return address
 
@@ -137,7 +145,9 @@ class EndpointConfig(_Section):
     """Where clients connect."""
 
     host: str = Field(default="127.0.0.1", min_length=1, description="Address to listen on; 0.0.0.0 for all.")
-    port: int = Field(default=8000, ge=1, le=_MAX_PORT, description="TCP port to listen on.")
+    port: int = Field(
+        default=8000, ge=1, le=MAX_PORT, description="TCP port of the first model; the next one has the next port."
+    )
     ingresses: int = Field(default=1, ge=1, le=64, description="Number of processes that speak HTTP with clients.")
 
 
@@ -145,7 +155,7 @@ class ControlConfig(_Section):
     """Where the control API listens: what reads and changes the fleet."""
 
     host: str = Field(default="127.0.0.1", min_length=1, description="Address to listen on; 0.0.0.0 for all.")
-    port: int = Field(default=8001, ge=1, le=_MAX_PORT, description="TCP port to listen on.")
+    port: int = Field(default=8001, ge=1, le=MAX_PORT, description="TCP port to listen on.")
 
 
 class LimitsConfig(_Section):
@@ -187,7 +197,7 @@ class Config(_Section):
 
     # YAML has lists where Python has tuples, which a strict field would refuse.
     models: Annotated[tuple[ModelConfig, ...], Field(strict=False)] = Field(
-        description="The models to serve; exactly one for now."
+        description="The models to serve; each has an endpoint of its own."
     )
     cluster: Annotated[ClusterConfig, Field(discriminator="kind")] = Field(
         default_factory=SimulatedCluster, description="The GPUs to serve on. Default: a simulated cluster."
@@ -198,17 +208,24 @@ class Config(_Section):
 
     @field_validator("models")
     @classmethod
-    def _is_one_model(cls, models: tuple[ModelConfig, ...]) -> tuple[ModelConfig, ...]:
+    def _has_models(cls, models: tuple[ModelConfig, ...]) -> tuple[ModelConfig, ...]:
         if not models:
-            raise ValueError("give exactly one model")
-        if len(models) > 1:
-            raise ValueError("several models behind one endpoint are not supported yet; give exactly one")
+            raise ValueError("give at least one model")
         return models
 
     @property
     def model(self) -> ModelConfig:
-        """The one model."""
+        """The first model."""
         return self.models[0]
+
+    @property
+    def ports(self) -> tuple[int, ...]:
+        """The port of each model, which is above the highest there is where too many follow from endpoint.port."""
+        others = (port for port in itertools.count(self.endpoint.port + 1) if port != self.control.port)
+        defaults = itertools.chain([self.endpoint.port], others)
+        return tuple(
+            default if model.port is None else model.port for model, default in zip(self.models, defaults, strict=False)
+        )
 
 
 def load_config(path: Path) -> Config:

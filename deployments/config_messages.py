@@ -5,6 +5,7 @@ What is accepted is read from the JSON schema of the configuration, so a message
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any
 
@@ -26,6 +27,15 @@ class ConfigError(ValueError):
 
     def __str__(self) -> str:
         return "\n".join(self.problems)
+
+
+@contextmanager
+def about(section: str) -> Iterator[None]:
+    """For what reads one model and speaks of it as `models[0]`: its problems are those of `section`."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError([problem.replace("models[0]", section, 1) for problem in error.problems]) from error
 
 
 def field_path(section: str, part: int | str) -> str:

@@ -4,7 +4,7 @@ import contextlib
 import secrets
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,19 +28,20 @@ from deployments.cluster_access import (
     start_cluster,
 )
 from deployments.config import Config
-from deployments.configured_model import model_record
+from deployments.configured_model import model_records, refuse_clashes
 from deployments.control.gate import Caller
 from deployments.control.wire import Event
 from deployments.controller.actor import FleetController
-from deployments.controller.records import ModelRecord, Settings
+from deployments.controller.records import Intent, ModelRecord, Settings, Store
 from deployments.fleet import FleetPlan
 from deployments.gpu_memory import GpuMemoryUnknownError
 from deployments.ingress import CONTROLLER, NAMESPACE
 from deployments.islands import NoGpusError
 from deployments.local_cluster import LocalCluster
 from deployments.replica import ReplicaReport
-from deployments.run_record import RunRecord
+from deployments.run_record import RunRecord, ServedModel
 from deployments.tiny_models import cache_root, make_model
+from placement import Cluster, Layout
 
 POLL_S = 0.25
 GONE_TIMEOUT_S = 60.0
@@ -54,25 +55,28 @@ def serve(checked: Checked, record_path: Path, environ: Mapping[str, str], say: 
 
     Raises:
         LaunchError: a step failed.
-        ConfigError: the discovered cluster cannot hold what is configured.
+        ConfigError: the discovered cluster cannot hold what is configured, or serves it with other settings.
     """
-    if checked.source.made is not None:
-        say(f"making the model {checked.source.made} (kept for the next time)")
-        make_model(checked.source.made, cache_root(environ))
-    record = None
+    for made in sorted({model.source.made for model in checked.models if model.source.made is not None}):
+        say(f"making the model {made} (kept for the next time)")
+        make_model(made, cache_root(environ))
+    begun: list[str] = []
     cluster = start_cluster(checked.config.cluster, environ, say)
     try:
         connect(cluster.address if cluster else address_of(checked.config))
         where = discover(checked.config)
-        wanted = model_record(checked, where.cluster)
+        served = Store()  # to read only: the controller is the one that writes
+        wanted = _wanted(checked, where.cluster, served)
         controller = _controller(checked.config, record_path)
-        record = _record(wanted.plan, controller, cluster)
+        record = _record([one.plan for one in wanted], controller, cluster)
         run_record.write(record_path, record)
+        begun += [one.plan.model for one in wanted if one.plan.model not in served.models]
         _deploy(wanted, controller, say)
     except BaseException as error:
-        say("taking back what was started")
+        if cluster is not None or begun:
+            say("taking back what was started")
         with _undisturbed():
-            _take_back(cluster, record, record_path)
+            _take_back(cluster, begun, record_path)
         if isinstance(error, NoGpusError | GpuMemoryUnknownError | RayError):
             raise LaunchError(str(error)) from error
         raise
@@ -86,14 +90,14 @@ def stop(record_path: Path, say: Say) -> bool:
     record = run_record.read(record_path)
     if record is None:
         return False
-    say(f"stopping {record.model}")
+    say(f"stopping {', '.join(model.name for model in record.models)}")
     if not is_reachable(record.ray_address):
         say(f"the Ray cluster at {record.ray_address} is gone, and the deployment with it")
     else:
         with connected(record.ray_address):
             _drain(record, say)
             if record.cluster is None:
-                _remove(record.model)
+                _remove([model.name for model in record.models])
     if record.cluster is not None:
         say(f"{local_cluster.stop(record.cluster)} processes have ended")
     run_record.remove(record_path)
@@ -104,24 +108,30 @@ def _drain(record: RunRecord, say: Say) -> None:
     """Let clients finish, as long as the configuration allows."""
     try:
         controller: Controller = ray.get_actor(CONTROLLER, namespace=NAMESPACE)
-        waiting = ray.get(controller.close.remote(record.model, 0), timeout=CONNECT_TIMEOUT_S)
+        waiting = _close(record, controller, 0, CONNECT_TIMEOUT_S)
         if waiting:
             say(f"waiting for {waiting} requests, for {record.drain_timeout_s:g} s at the most")
-            waiting = ray.get(controller.close.remote(record.model, record.drain_timeout_s))
+            waiting = _close(record, controller, record.drain_timeout_s)
             say(f"{waiting} requests are cut off" if waiting else "all requests are answered")
     except (RayError, ValueError) as error:
         say(f"the fleet controller does not answer, so nothing is waited for: {error}")
 
 
-def _remove(model: str) -> None:
-    """Have the controller end a model, and the controller too when that was the last one."""
+def _close(record: RunRecord, controller: Controller, wait_s: float, timeout_s: float | None = None) -> int:
+    """Let no model take new requests; how many are left after ``wait_s``."""
+    calls = [controller.close.remote(model.name, wait_s) for model in record.models]
+    return sum(ray.get(calls, timeout=timeout_s))
+
+
+def _remove(models: Sequence[str]) -> None:
+    """Have the controller end models, and the controller too when those were the last ones."""
     try:
         controller: Controller = ray.get_actor(CONTROLLER, namespace=NAMESPACE)
     except ValueError:
         return
-    ray.get(controller.remove.remote(model))
+    ray.get([controller.remove.remote(model) for model in models])
     deadline_s = time.monotonic() + GONE_TIMEOUT_S
-    while model in (left := ray.get(controller.models.remote())) and time.monotonic() < deadline_s:
+    while set(models) & set(left := ray.get(controller.models.remote())) and time.monotonic() < deadline_s:
         time.sleep(POLL_S)
     if not left:
         ray.get(controller.forget_everything.remote())
@@ -130,19 +140,19 @@ def _remove(model: str) -> None:
             fleet.stop_serve()
 
 
-def status(record_path: Path) -> tuple[RunRecord, dict[str, ReplicaReport | str]] | None:
-    """Ask every replica of the running deployment where it is; None when nothing is running."""
+def status(record_path: Path) -> list[tuple[ServedModel, dict[str, ReplicaReport | str]]] | None:
+    """Ask every replica of the running deployment where it is, model by model; None when nothing is running."""
     record = run_record.read(record_path)
     if record is None or not run_record.is_alive(record):
         return None
     with connected(record.ray_address):
         controller: Controller = ray.get_actor(CONTROLLER, namespace=NAMESPACE)
-        return record, fleet.reports(ray.get(controller.names.remote(record.model)))
+        return [(model, fleet.reports(ray.get(controller.names.remote(model.name)))) for model in record.models]
 
 
-def is_serving(record: RunRecord) -> bool:
-    """Whether the endpoint answers requests now."""
-    return run_record.health(record.url) == httpx.codes.OK
+def is_serving(url: str) -> bool:
+    """Whether an endpoint answers requests now."""
+    return run_record.health(url) == httpx.codes.OK
 
 
 def start_controller(settings: Settings) -> Controller:
@@ -177,30 +187,50 @@ def _controller(config: Config, record_path: Path) -> Controller:
     return controller
 
 
-def _deploy(wanted: ModelRecord, controller: Controller, say: Say) -> None:
-    """Have the model served, and tell what happens until requests are answered."""
-    plan = wanted.plan
-    newest = ray.get(controller.events.remote(None, plan.model, 0)).newest  # what was before is not our business
-    ray.get(controller.serve.remote(wanted))
-    deadline_s = time.monotonic() + wanted.limits.start_timeout_s
-    while not (is_settled(controller, plan.model) and run_record.health(url_of(plan)) == httpx.codes.OK):
-        page = ray.get(controller.events.remote(newest, plan.model, POLL_S))
+def _wanted(checked: Checked, cluster: Cluster, served: Store) -> tuple[ModelRecord, ...]:
+    """What to ask the controller for, beside what is served. Raises ConfigError."""
+    own = {model.config.name for model in checked.models}
+    held: dict[str, list[Layout]] = {}
+    for replica in served.replicas.values():
+        if replica.model not in own and replica.intent is Intent.RUN:
+            held.setdefault(replica.model, []).append(replica.layout)
+    wanted = model_records(checked, cluster, held)
+    refuse_clashes(wanted, served.models)
+    return wanted
+
+
+def _deploy(wanted: Sequence[ModelRecord], controller: Controller, say: Say) -> None:
+    """Have the models served, all at once, and tell what happens until requests to each are answered."""
+    names = {record.plan.model for record in wanted}
+    newest = ray.get(controller.events.remote(None, None, 0)).newest  # what was before is not our business
+    for record in wanted:  # in this order they choose their places
+        ray.get(controller.serve.remote(record))
+    timeout_s = max(record.limits.start_timeout_s for record in wanted)
+    deadline_s = time.monotonic() + timeout_s
+    while waiting := [record.plan for record in wanted if not _is_ready(record.plan, controller)]:
+        page = ray.get(controller.events.remote(newest, None, POLL_S))
         newest = page.newest
         for event in page.events:
-            _tell(event, say)
-        overview = fleet.applications().get(plan.ingress_name)
-        if overview is not None and fleet.has_failed(overview):
-            raise LaunchError(f"{plan.ingress_name} did not start: {fleet.cause_of(overview)}")
+            if event.model in names:
+                _tell(event, say)
+        applications = fleet.applications()
+        for plan in waiting:
+            overview = applications.get(plan.ingress_name)
+            if overview is not None and fleet.has_failed(overview):
+                raise LaunchError(f"{plan.ingress_name} did not start: {fleet.cause_of(overview)}")
         if time.monotonic() > deadline_s:
-            raise LaunchError(
-                f"{plan.model} is not ready after limits.start_timeout_s = {wanted.limits.start_timeout_s:g} s"
-            )
+            late = ", ".join(plan.model for plan in waiting)
+            raise LaunchError(f"not ready after limits.start_timeout_s = {timeout_s:g} s: {late}")
+
+
+def _is_ready(plan: FleetPlan, controller: Controller) -> bool:
+    return is_settled(controller, plan.model) and is_serving(url_of(plan))
 
 
 def _tell(event: Event, say: Say) -> None:
     if event.kind == "failure":
-        who = f"{event.replica} did not start: " if event.replica else ""
-        raise LaunchError(who + event.text.removeprefix("It is failed: "))
+        who = f"{event.replica} did not start" if event.replica else event.model
+        raise LaunchError(f"{who}: {event.text.removeprefix('It is failed: ')}")
     say(f"{event.replica}: {event.text}" if event.replica else event.text)
 
 
@@ -222,23 +252,22 @@ def _undisturbed() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _take_back(cluster: LocalCluster | None, record: RunRecord | None, record_path: Path) -> None:
+def _take_back(cluster: LocalCluster | None, begun: Sequence[str], record_path: Path) -> None:
     if cluster is not None:
         local_cluster.stop(cluster)
-    elif record is not None:
-        _remove(record.model)
+    elif begun:
+        _remove(begun)
     run_record.remove(record_path)
 
 
-def _record(plan: FleetPlan, controller: Controller, cluster: LocalCluster | None) -> RunRecord:
+def _record(plans: Sequence[FleetPlan], controller: Controller, cluster: LocalCluster | None) -> RunRecord:
     settings: Settings = ray.get(controller.settings.remote())
     return RunRecord(
         ray_address=ray.get_runtime_context().gcs_address,
         cluster=cluster,
-        model=plan.model,
-        url=url_of(plan),
+        models=tuple(ServedModel(name=plan.model, url=url_of(plan)) for plan in plans),
         control_url=_url(settings.host, settings.port),
-        drain_timeout_s=plan.drain_timeout_s,
+        drain_timeout_s=max(plan.drain_timeout_s for plan in plans),
     )
 
 

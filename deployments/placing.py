@@ -1,7 +1,12 @@
-"""The replicas of a configuration on a known cluster: which shape, does it fit the memory, where does each one go."""
+"""The replicas of a model on a known cluster: which shape, does it fit the memory, where does each one go.
 
+`section` is where the model is in the configuration, such as `models[1]`: messages begin with it.
+"""
+
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 from deployments.config import ModelConfig, SimulatedCluster
@@ -27,16 +32,18 @@ from placement import (
     plan,
     spec_of,
 )
+from placement.layout import Place
+from placement.models.precision import kv_bytes_per_element
 from placement.planning.candidates import shapes
 
 AUTO = "auto"
-_SHAPE_FIELD = "models[0].shape"
 _DEFAULT_UTILISATION = 0.92  # vLLM's gpu_memory_utilization
 # With these the weights take less room than the model's own config says; how much less only vLLM knows.
 _SHRINKING = ("quantization", "quantization_config", "cpu_offload_gb", "offload_backend")
 _USUAL_REQUESTS = Workload(input_tokens=Lengths(mean_tokens=1024), output_tokens=Lengths(mean_tokens=256))
 _READING_ALONG = Slo(ttft_s=2.0, tpot_s=0.05)  # 20 tokens/s, about twice as fast as people read
 _GIB = 2**30
+_FREE: Mapping[str, Sequence[Layout]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,41 +66,52 @@ def simulated_cluster(cluster: SimulatedCluster) -> Cluster:
     )
 
 
-def parse_shape(text: str, model: ModelSpec | None) -> Shape | None:
+def parse_shape(section: str, text: str, model: ModelSpec | None) -> Shape | None:
     """The configured shape, None for `auto`. Raises `ConfigError` when it is none, or `model` cannot be cut so."""
     if text == AUTO:
         return None
     try:
         shape = Shape.parse(text)
     except ShapeError as error:
-        raise ConfigError([f"{_SHAPE_FIELD}: {error} Or give 'auto'."]) from error
+        raise ConfigError([f"{section}.shape: {error} Or give 'auto'."]) from error
     reasons = misfits(shape, model) if model else ()
     if reasons:
-        raise ConfigError([refused(_SHAPE_FIELD, text, reason) for reason in reasons])
+        raise ConfigError([refused(f"{section}.shape", text, reason) for reason in reasons])
     return shape
 
 
-def place_replicas(config: ModelConfig, shape: Shape | None, model: ModelSpec | None, cluster: Cluster) -> Placed:
+def place_replicas(
+    section: str,
+    config: ModelConfig,
+    shape: Shape | None,
+    model: ModelSpec | None,
+    cluster: Cluster,
+    held: Mapping[str, Sequence[Layout]] = _FREE,
+) -> Placed:
     """Decide the shape unless it is given, check memory, and place every replica on `cluster`.
 
-    `shape` comes from `parse_shape`. Without `model` memory is not checked. Raises `ConfigError` when something does
-    not fit, and when neither `shape` nor `model` is given.
+    `shape` comes from `parse_shape`; `held` is what other models, by their names, have of the cluster. Without `model`
+    memory is not checked. Raises `ConfigError` when something does not fit, and when neither `shape` nor `model` is
+    given.
     """
+    room = _Room(cluster=cluster, held=held)
     if model is None:
         if shape is None:
             accepted = f"the config.json of {config.source} is not on this machine; download it, or give degrees"
-            raise ConfigError([refused(_SHAPE_FIELD, AUTO, accepted)])
-        return _place_all(shape, config.replicas, cluster, 0, [f"memory: the size of {config.source} is not known"])
+            raise ConfigError([refused(f"{section}.shape", AUTO, accepted)])
+        notes = [f"memory: the size of {config.source} is not known"]
+        return _place_all(section, shape, config.replicas, room, 0, notes)
     need = _Need.of(config.engine, model)
     shrinking = [name for name in _SHRINKING if config.engine.get(name)]
-    notes = [f"memory: what models[0].engine.{name} saves is not known" for name in shrinking]
+    notes = [f"memory: what {section}.engine.{name} saves is not known" for name in shrinking]
     if shape is None:
-        shape, reason = (
-            need.planned(model, cluster, config.replicas) if _is_known(cluster) else need.smallest(model, cluster)
-        )
-        notes.append(f"{_SHAPE_FIELD}: {reason}")
-    min_memory_bytes = 0 if shrinking else _smallest_fit(shape, need, model, cluster).memory_bytes
-    return _place_all(shape, config.replicas, cluster, min_memory_bytes, notes)
+        chosen = need.chosen(model, room, config.replicas)
+        if isinstance(chosen, Infeasible):
+            raise ConfigError([refused(f"{section}.shape", AUTO, f"{chosen}{room.standing}")])
+        shape, reason = chosen
+        notes.append(f"{section}.shape: {reason}")
+    min_memory_bytes = 0 if shrinking else _smallest_fit(section, shape, need, model, cluster).memory_bytes
+    return _place_all(section, shape, config.replicas, room, min_memory_bytes, notes)
 
 
 def shapes_that_hold(config: ModelConfig, model: ModelSpec, cluster: Cluster) -> dict[Shape, int]:
@@ -108,6 +126,39 @@ def shapes_that_hold(config: ModelConfig, model: ModelSpec, cluster: Cluster) ->
         if gpu is not None:
             holding[shape] = 0 if gpu == cluster.gpu_kinds[0] else gpu.memory_bytes
     return holding
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Room:
+    """A cluster, and what other models have of it."""
+
+    cluster: Cluster
+    held: Mapping[str, Sequence[Layout]]
+
+    @property
+    def taken(self) -> frozenset[Place]:
+        return frozenset(seat for layouts in self.held.values() for layout in layouts for seat in layout.places)
+
+    @property
+    def left(self) -> Cluster:
+        """The cluster without the GPUs that are taken."""
+        taken = Counter(node for node, _ in self.taken)
+        nodes = self.cluster.nodes
+        return Cluster(
+            nodes=tuple(
+                replace(node, gpus=node.gpus - taken[node.name]) for node in nodes if node.gpus > taken[node.name]
+            )
+        )
+
+    @property
+    def standing(self) -> str:
+        """Who has the rest, as the end of a message; empty where nobody has."""
+        if not self.held:
+            return ""
+        holders = (
+            f"{model} holds {sum(layout.shape.gpus for layout in layouts)}" for model, layouts in self.held.items()
+        )
+        return f". GPUs left: {self.left.gpus} of {self.cluster.gpus}; {', '.join(holders)}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,7 +178,7 @@ class _Need:
         given = engine.get("kv_cache_memory_bytes")
         return cls(
             context_tokens=engine.get("max_model_len") or model.max_position_tokens,
-            kv_bytes_per_element=_kv_bytes_per_element(str(engine.get("kv_cache_dtype", "auto")), model),
+            kv_bytes_per_element=kv_bytes_per_element(model, str(engine.get("kv_cache_dtype", "auto"))),
             # vLLM does not look at gpu_memory_utilization when it is told the size of the KV cache.
             utilisation=1.0 if given else engine.get("gpu_memory_utilization") or _DEFAULT_UTILISATION,
             kv_cache_bytes=given,
@@ -143,11 +194,16 @@ class _Need:
             utilisation=self.utilisation,
         )
 
-    def planned(self, model: ModelSpec, cluster: Cluster, replicas: int) -> tuple[Shape, str]:
-        """The planner's choice and its reason: fast enough to read along, where the cluster can be that fast.
+    def chosen(self, model: ModelSpec, room: _Room, replicas: int) -> tuple[Shape, str] | Infeasible:
+        """A shape for what is left and why, by its speed where that is known: the smallest that fits elsewhere."""
+        left = room.left
+        if left.nodes and all(spec_of(gpu) for gpu in left.gpu_kinds):
+            return self.planned(model, left, replicas)
+        choice = self.choose(model, room)
+        return choice if isinstance(choice, Infeasible) else (choice.shape, choice.reason)
 
-        Raises `ConfigError` when nothing fits.
-        """
+    def planned(self, model: ModelSpec, cluster: Cluster, replicas: int) -> tuple[Shape, str] | Infeasible:
+        """The planner's choice and its reason: fast enough to read along, where the cluster can be that fast."""
         for slo in (_READING_ALONG, None):
             found = plan(
                 model,
@@ -160,48 +216,33 @@ class _Need:
             )
             if found.options:
                 break
+        if found.infeasible is not None:
+            return found.infeasible
         chosen = found.economical(replicas)
-        if chosen is None:
-            raise ConfigError([refused(_SHAPE_FIELD, AUTO, str(found.infeasible))])
+        assert chosen is not None  # there are options where nothing binds
         return chosen.shape, (
             f"{chosen.shape} is the smallest replica that nearly gives the most output per GPU: "
             f"{chosen.tokens_per_s_per_gpu:.0f} tokens/s predicted, TPOT {chosen.load.tpot_s * 1e3:.1f} ms"
         )
 
-    def smallest(self, model: ModelSpec, cluster: Cluster) -> tuple[Shape, str]:
-        """The smallest shape that fits and why, for GPUs whose speed is not known. Raises `ConfigError`."""
-        choice = self.choose(model, cluster)
-        if isinstance(choice, Infeasible):
-            raise ConfigError([refused(_SHAPE_FIELD, AUTO, str(choice))])
-        return choice.shape, choice.reason
-
-    def choose(self, model: ModelSpec, cluster: Cluster) -> Choice | Infeasible:
+    def choose(self, model: ModelSpec, room: _Room) -> Choice | Infeasible:
         return choose_shape(
             model,
-            cluster,
+            room.cluster,
             context_tokens=self.context_tokens,
             kv_bytes_per_element=self.kv_bytes_per_element,
             utilisation=self.utilisation,
+            taken=room.taken,
         )
 
 
-def _is_known(cluster: Cluster) -> bool:
-    """Whether the planner knows how fast every GPU is."""
-    return bool(cluster.nodes) and all(spec_of(gpu) for gpu in cluster.gpu_kinds)
-
-
-def _kv_bytes_per_element(dtype: str, model: ModelSpec) -> float:
-    if dtype == "auto":
-        return model.embedding_bytes_per_weight or model.bytes_per_weight  # never quantised: the activations' own dtype
-    return 1.0 if dtype.startswith(("fp8", "int8")) else 2.0
-
-
-def _smallest_fit(shape: Shape, need: _Need, model: ModelSpec, cluster: Cluster) -> Gpu:
+def _smallest_fit(section: str, shape: Shape, need: _Need, model: ModelSpec, cluster: Cluster) -> Gpu:
     """The smallest kind of GPU in `cluster` that holds `shape`. Raises `ConfigError`."""
     uses = [(gpu, need.on(gpu, shape, model)) for gpu in cluster.gpu_kinds]
     fitting = [(gpu, use) for gpu, use in uses if use.fits]
     if not fitting:
-        raise ConfigError([_too_big(shape, *uses[-1], need.context_tokens, need.choose(model, cluster))])
+        choice = need.choose(model, _Room(cluster=cluster, held=_FREE))
+        raise ConfigError([_too_big(section, shape, *uses[-1], need.context_tokens, choice)])
     wanted_bytes = need.kv_cache_bytes or 0
     for gpu, use in fitting:
         if use.kv_bytes <= (wanted_bytes or use.kv_bytes) <= _kv_room_bytes(use):
@@ -211,17 +252,19 @@ def _smallest_fit(shape: Shape, need: _Need, model: ModelSpec, cluster: Cluster)
         f"on a GPU of {shape} one request of {need.context_tokens} tokens takes {least_bytes} bytes and there is room "
         f"for {most_bytes}; give a number between"
     )
-    raise ConfigError([refused("models[0].engine.kv_cache_memory_bytes", wanted_bytes, accepted)])
+    raise ConfigError([refused(f"{section}.engine.kv_cache_memory_bytes", wanted_bytes, accepted)])
 
 
 def _kv_room_bytes(use: MemoryUse) -> int:
     return use.available_bytes - use.weights_bytes - use.activation_bytes
 
 
-def _too_big(shape: Shape, gpu: Gpu, use: MemoryUse, context_tokens: int, choice: Choice | Infeasible) -> str:
+def _too_big(
+    section: str, shape: Shape, gpu: Gpu, use: MemoryUse, context_tokens: int, choice: Choice | Infeasible
+) -> str:
     nearest = "a smaller max_model_len, or larger GPUs" if isinstance(choice, Infeasible) else str(choice.shape)
     return refused(
-        _SHAPE_FIELD,
+        f"{section}.shape",
         str(shape),
         f"on a GPU it takes {_size(use.weights_bytes)} of weights, {_size(use.kv_bytes)} of KV cache for one request "
         f"of {context_tokens} tokens and {_size(use.activation_bytes)} of activations, but vLLM may use "
@@ -233,18 +276,20 @@ def _size(size_bytes: int) -> str:
     return f"{size_bytes / _GIB:.1f} GiB" if size_bytes >= _GIB else f"{size_bytes / 2**20:.0f} MiB"
 
 
-def _place_all(shape: Shape, replicas: int, cluster: Cluster, min_memory_bytes: int, notes: Sequence[str]) -> Placed:
+def _place_all(
+    section: str, shape: Shape, replicas: int, room: _Room, min_memory_bytes: int, notes: Sequence[str]
+) -> Placed:
     layouts: list[Layout] = []
     for _ in range(replicas):
-        taken = frozenset(seat for layout in layouts for seat in layout.places)
-        placed = place(shape, cluster, taken, min_memory_bytes=min_memory_bytes)
+        taken = room.taken.union(*(layout.places for layout in layouts))
+        placed = place(shape, room.cluster, taken, min_memory_bytes=min_memory_bytes)
         if isinstance(placed, Infeasible):
-            raise ConfigError([_no_room(shape, replicas, layouts, placed)])
+            raise ConfigError([_no_room(section, shape, replicas, layouts, placed) + room.standing])
         layouts.append(placed)
     return Placed(shape=shape, layouts=tuple(layouts), notes=tuple(notes))
 
 
-def _no_room(shape: Shape, replicas: int, placed: Sequence[Layout], infeasible: Infeasible) -> str:
+def _no_room(section: str, shape: Shape, replicas: int, placed: Sequence[Layout], infeasible: Infeasible) -> str:
     if not placed:
-        return refused(_SHAPE_FIELD, str(shape), str(infeasible))
-    return refused("models[0].replicas", replicas, f"{len(placed)} fit. For the next one, {infeasible}")
+        return refused(f"{section}.shape", str(shape), str(infeasible))
+    return refused(f"{section}.replicas", replicas, f"{len(placed)} fit. For the next one, {infeasible}")

@@ -19,13 +19,20 @@ class RunRecordError(Exception):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ServedModel:
+    """A model and where clients find it."""
+
+    name: str
+    url: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunRecord:
     """One running deployment. ``cluster`` is the simulated cluster that was started for it, if one was."""
 
     ray_address: str
     cluster: LocalCluster | None
-    model: str
-    url: str
+    models: tuple[ServedModel, ...]
     control_url: str
     drain_timeout_s: float
 
@@ -75,7 +82,8 @@ def read(path: Path) -> RunRecord | None:
     try:
         fields = json.loads(path.read_text())
         cluster = fields.pop("cluster")
-        return RunRecord(**fields, cluster=LocalCluster(**cluster) if cluster else None)
+        models = tuple(ServedModel(**model) for model in fields.pop("models"))
+        return RunRecord(**fields, models=models, cluster=LocalCluster(**cluster) if cluster else None)
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -93,7 +101,7 @@ def is_alive(record: RunRecord) -> bool:
     """Whether anything of a recorded deployment is still there."""
     if record.cluster is not None:
         return any(True for _ in processes(record.cluster))
-    return health(record.url) is not None
+    return any(health(model.url) is not None for model in record.models)
 
 
 def health(url: str) -> int | None:

@@ -6,18 +6,18 @@ from rich.console import Console
 from rich.table import Table
 
 from deployments.replica import ReplicaReport
-from deployments.run_record import RunRecord
+from deployments.run_record import ServedModel
 from deployments.verification import PlacementMismatchError, verify
 
 MIB = 2**20
 NARROWEST = 100  # columns; where there is no terminal rich would wrap at 80
 
 
-def print_status(record: RunRecord, reports: Mapping[str, ReplicaReport | str], *, is_serving: bool) -> bool:
-    """Print the table; returns whether all replicas run as planned and the endpoint answers."""
+def print_status(model: ServedModel, reports: Mapping[str, ReplicaReport | str], *, is_serving: bool) -> bool:
+    """Print the table of a model; returns whether all replicas run as planned and the endpoint answers."""
     console = Console(highlight=False)
     console.width = max(console.width, NARROWEST)
-    table = Table(title=f"{record.model} at {record.url}", title_justify="left")
+    table = Table(title=f"{model.name} at {model.url}", title_justify="left")
     for column in ("replica", "rank", "stage", "tp", "island", "node", "GPU", "pid", "memory"):
         table.add_column(column, justify="right" if column in {"rank", "stage", "tp", "pid", "memory"} else "left")
     problems: list[str] = []
@@ -31,7 +31,7 @@ def print_status(record: RunRecord, reports: Mapping[str, ReplicaReport | str], 
         except PlacementMismatchError as error:
             problems.append(f"{name}: {error}")
     if not is_serving:
-        problems.append(f"{record.url}/health does not answer 200")
+        problems.append(f"{model.url}/health does not answer 200")
     console.print(table)
     ready = sum(isinstance(report, ReplicaReport) for report in reports.values())
     console.print(

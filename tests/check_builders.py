@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from deployments.check import Checked, check
+from deployments.check import Checked, CheckedModel, check
 from deployments.config import parse_config
 from deployments.config_messages import ConfigError
 
@@ -18,13 +18,31 @@ def checked(source: str = "tiny-llama", *, environ: dict[str, str] = ENVIRON, bu
     sections: dict[str, Any] = {
         name: changes.pop(name) for name in ("cluster", "endpoint", "control", "limits") if name in changes
     }
-    engine = {"kv_cache_memory_bytes": KV_CACHE} | changes.pop("engine", {})
-    document: dict[str, Any] = {"models": [changes | {"source": source, "engine": engine}], **sections}
-    config = parse_config(json.dumps(document))
+    return checked_models(changes | {"source": source}, environ=environ, busy=busy, **sections)
+
+
+def checked_models(
+    *models: dict[str, Any], environ: dict[str, str] = ENVIRON, busy: int = 0, **sections: Any
+) -> Checked:
+    """Check several models, by default on the simulated cluster of two islands of two GPUs."""
+    sized = [model | {"engine": {"kv_cache_memory_bytes": KV_CACHE} | model.get("engine", {})} for model in models]
+    config = parse_config(json.dumps({"models": sized, **sections}))
     return check(config, environ=environ, port_is_free=lambda host, port: port != busy)
+
+
+def checked_model(source: str = "tiny-llama", **changes: Any) -> CheckedModel:
+    """What `checked` finds of the one model."""
+    (model,) = checked(source, **changes).models
+    return model
 
 
 def problems(source: str = "tiny-llama", **changes: Any) -> list[str]:
     with pytest.raises(ConfigError) as caught:
         checked(source, **changes)
+    return str(caught.value).splitlines()
+
+
+def problems_of_models(*models: dict[str, Any], **sections: Any) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        checked_models(*models, **sections)
     return str(caught.value).splitlines()

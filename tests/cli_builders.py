@@ -12,7 +12,7 @@ from deployments import model_source
 from deployments.cli import main
 from deployments.config_messages import ConfigError
 from deployments.local_cluster import LocalCluster, free_port
-from deployments.run_record import RunRecord
+from deployments.run_record import RunRecord, ServedModel
 
 Ran = Callable[..., tuple[int, str, str]]
 
@@ -72,8 +72,7 @@ def record(tmp_path: Path, **changes: Any) -> RunRecord:
     fields: dict[str, Any] = {
         "ray_address": "127.0.0.2:1",
         "cluster": cluster,
-        "model": "tiny-llama",
-        "url": f"http://127.0.0.1:{free_port()}",
+        "models": (ServedModel(name="tiny-llama", url=f"http://127.0.0.1:{free_port()}"),),
         "control_url": f"http://127.0.0.1:{free_port()}",
         "drain_timeout_s": 0,
     }

@@ -20,6 +20,7 @@ from placement.cost import constants
 from placement.cost.simulation import step_table
 from placement.cost.simulation_replica import StepTable
 from placement.models.memory import RUNNING_REQUESTS, STEP_TOKENS, kv_bytes_per_gpu, stage_layers
+from placement.models.precision import kv_bytes_per_element
 
 _BLOCK_TOKENS = 16  # vLLM's default block_size on GPUs
 _UTILISATION = 0.92  # vLLM's default gpu_memory_utilization
@@ -126,7 +127,7 @@ def _kv_tokens(
     engine_args: Mapping[str, Any],
 ) -> int:
     """Tokens that the KV cache of one data-parallel rank holds."""
-    element_bytes = _kv_bytes_per_element(engine_args)
+    element_bytes = _kv_bytes_per_element(model, engine_args)
     given = engine_args.get("kv_cache_memory_bytes")
     if given is not None:
         share = max(stage_layers(model.layers, shape.pp)) / model.layers
@@ -149,12 +150,12 @@ def _question(model: ModelSpec, length: int, engine_args: Mapping[str, Any]) -> 
         model=model,
         workload=Workload(input_tokens=Lengths(mean_tokens=length), output_tokens=Lengths(mean_tokens=1)),
         constants=constants.shipped(),
-        kv_bytes_per_element=_kv_bytes_per_element(engine_args),
+        kv_bytes_per_element=_kv_bytes_per_element(model, engine_args),
     )
 
 
-def _kv_bytes_per_element(engine_args: Mapping[str, Any]) -> float:
-    return 1.0 if str(engine_args.get("kv_cache_dtype", "auto")).startswith(("fp8", "int8")) else 2.0
+def _kv_bytes_per_element(model: ModelSpec, engine_args: Mapping[str, Any]) -> float:
+    return kv_bytes_per_element(model, str(engine_args.get("kv_cache_dtype", "auto")))
 
 
 def _gpu(name: str) -> Gpu:

@@ -12,7 +12,8 @@ import numpy as np
 
 from placement.clusters.terrain import Region
 from placement.cost.prediction import Question, factors_for, work_in
-from placement.cost.simulation_replica import Replica, Requests, StepTable, table_of
+from placement.cost.simulation_replica import Replica, Requests, StepTable
+from placement.cost.step_table import table_of
 from placement.cost.work import Array
 from placement.models.memory import STEP_TOKENS
 from placement.shape import Shape
@@ -170,7 +171,7 @@ def _least_busy(replicas: Sequence[Replica], now_s: float) -> Replica:
     if len(replicas) == 1:
         return replicas[0]
     for replica in replicas:
-        replica.run(now_s)
+        replica.advance(now_s)
     return min(replicas, key=lambda replica: replica.outstanding)
 
 

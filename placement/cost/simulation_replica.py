@@ -16,23 +16,13 @@ Data-parallel ranks are taken to be evenly loaded: they share one queue, and hav
 import math
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
 
-import numpy as np
-
-from placement.cost.prediction import MAX_RUNNING
-from placement.cost.step import last_stage_s, overhead_s, reading, step
-from placement.cost.work import Array, Work
 from placement.models.memory import STEP_TOKENS
 
-# Neighbours differ by the square root of two: a straight line between them is then within 2 % of the cost model.
-_POINTS_PER_DOUBLING = 2
-_SHORTEST_CHUNK = 16
-_MS = 1e-3
-_US = 1e-6
-_PATIENCE_S = 600.0  # a client gives up without a first token: the default timeout of OpenAI's Python client
+PATIENCE_S = 600.0  # a client gives up without a first token: the default timeout of OpenAI's Python client
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,40 +59,6 @@ class StepTable:
         return decode_s + low_s + (high_s - low_s) * share
 
 
-def table_of(work: Work, factors: Mapping[str, Array], *, computed_share: float = 1.0) -> StepTable:
-    """The table of one work, whose fields are numbers; each of `factors` has one entry.
-
-    `computed_share` is the share of a prompt that is computed instead of found in the prefix cache.
-    """
-    decodes = _grid(1, MAX_RUNNING * work.dp)
-    prompts = np.concatenate([[0.0], _grid(_SHORTEST_CHUNK, STEP_TOKENS * work.dp)])
-    pairs = np.meshgrid(prompts, decodes, indexing="ij")
-    cases = pairs[0].size
-    rows = work._replace(
-        all_reduce_s=np.broadcast_to(work.all_reduce_s, (cases, len(work.all_reduce_s))),
-        exchange_s=np.broadcast_to(work.exchange_s, (cases, len(work.exchange_s))),
-        send_s=np.broadcast_to(work.send_s, (cases, len(work.send_s))),
-    )
-    steps = step(rows, factors, pairs[1].ravel(), pairs[0].ravel())
-    read_s = reading(steps, factors).total_s.reshape(len(prompts), len(decodes))
-    added_s = read_s - read_s[0]
-    overhead = overhead_s(work, factors)
-    uneven_s = (work.pp - 1) * last_stage_s(work, factors, decodes)
-    return StepTable(
-        stages=int(work.pp),
-        ranks=int(work.dp),
-        decodes=tuple(decodes.tolist()),
-        prompt_tokens=tuple(prompts.tolist()),
-        decode_s=tuple((steps.total_s[: len(decodes)] + uneven_s).tolist()),
-        added_s=tuple(tuple(row) for row in added_s.tolist()),
-        # The first column stands for no decode: the one token is that which the prompt ends in (`prompt_alone_s`).
-        prompt_only_s=tuple((read_s[:, 0] + overhead * (1 - factors["prefill"])).tolist()),
-        http_s=float(factors["http"][0]) * _MS,
-        request_s=float(factors["request"][0]) * _US,
-        computed_share=computed_share,
-    )
-
-
 def slowed(table: StepTable, factor: float) -> StepTable:
     """The same with every pass `factor` times as long."""
     return replace(
@@ -117,8 +73,8 @@ def slowed(table: StepTable, factor: float) -> StepTable:
 class Requests:
     """Of each request: tokens in and out, and when it was sent, got its first token and ended (infinite: never)."""
 
-    prompts: Sequence[float]
-    answers: Sequence[float]
+    prompts: list[float]
+    answers: list[float]
     sent_s: list[float]
     first_s: list[float]
     ended_s: list[float]
@@ -130,6 +86,8 @@ class Replica:
 
     `room_tokens` are of one rank, as no request can use more, `free_tokens` and `free_places` of all. `following` is
     the request that a client of a closed loop sends next; without such clients it is the number of requests.
+    `unread_tokens` are of prompts sent whose first token is not out. Before `due_s` nothing changes unless something
+    is sent; after `advance` the decoding up to then is not carried out, and `now_s` is behind.
     """
 
     table: StepTable
@@ -138,10 +96,13 @@ class Replica:
     free_tokens: float
     free_places: int
     following: int
+    patience_s: float = PATIENCE_S
     now_s: float = 0.0
+    due_s: float = 0.0
     step: int = 0
     started: int = 0  # requests admitted in this step
     outstanding: int = 0
+    unread_tokens: float = 0.0
     coming: deque[tuple[float, int]] = field(default_factory=deque)
     waiting: deque[int] = field(default_factory=deque)
     reading: deque[tuple[float, int]] = field(default_factory=deque)  # prompt tokens left
@@ -151,12 +112,26 @@ class Replica:
     def send(self, time_s: float, index: int) -> None:
         """A request on its way; calls are in the order of time."""
         self.requests.sent_s[index] = time_s
-        self.coming.append((time_s + self.table.http_s, index))
+        there_s = time_s + self.table.http_s
+        self.coming.append((there_s, index))
         self.outstanding += 1
+        self.unread_tokens += self.requests.prompts[index]
+        self.due_s = min(self.due_s, there_s)
 
     def run(self, until_s: float) -> None:
         """Go on until `until_s`, or the end of the step that is then running, or as long as there is work."""
-        while self.now_s < until_s:
+        self.advance(until_s)
+        if self.writing and self.now_s < until_s:
+            step_s = self.table.pass_s(len(self.writing), 0) / self.table.stages
+            steps = math.ceil((until_s - self.now_s) / step_s)
+            self.now_s += steps * step_s
+            self.step += steps
+            self._end_due()
+            self.due_s = self.now_s
+
+    def advance(self, until_s: float) -> None:
+        """What others see of `run`, at less cost: decoding that ends nothing before `until_s` is left for later."""
+        while self.now_s < until_s and self.due_s <= until_s:
             self._arrive()
             tokens, read = self._chunks()
             if tokens:
@@ -164,10 +139,20 @@ class Replica:
             elif self.writing:
                 self._write(until_s)
             else:
-                next_s = self._next_s()
-                if next_s >= until_s:
+                self.due_s = self._next_s()
+                if self.due_s >= until_s:
                     return
-                self.now_s = next_s
+                self.now_s = self.due_s
+
+    def give_up(self, at_s: float) -> list[tuple[int, int]]:
+        """All unfinished requests, each with the tokens that it was given so far. The replica is then done with."""
+        self.run(at_s)
+        writing = [
+            (index, max(1, int(self.requests.answers[index] + (self.step - last) // self.table.stages)))
+            for last, index in self.writing
+        ]
+        read = (*self.in_pipeline, *self.reading, *self.coming)
+        return writing + [(index, 0) for index in (*(index for _, index in read), *self.waiting)]
 
     def _arrive(self) -> None:
         while self.coming and self.coming[0][0] <= self.now_s:
@@ -203,8 +188,9 @@ class Replica:
         while self.waiting:
             index = self.waiting[0]
             prompt, answer = requests.prompts[index], requests.answers[index]
-            if prompt + answer > self.room_tokens or self.now_s - requests.sent_s[index] > _PATIENCE_S:
+            if prompt + answer > self.room_tokens or self.now_s - requests.sent_s[index] > self.patience_s:
                 self.waiting.popleft()
+                self.unread_tokens -= prompt
                 self._leave()
                 continue
             held = prompt + answer / 2
@@ -235,19 +221,23 @@ class Replica:
         self.in_pipeline.extend((leaves_s, index) for index in read)
 
     def _write(self, until_s: float) -> None:
-        """All steps until something other than decoding happens."""
+        """All steps until something other than decoding happens, unless that is after `until_s`."""
         step_s = self.table.pass_s(len(self.writing), 0) / self.table.stages
         steps = self.writing[0][0] - self.step
         # Behind a request that finds no room, arrivals change nothing.
-        next_s = min(until_s, self._token_s() if self.waiting else self._next_s())
+        next_s = self._token_s() if self.waiting else self._next_s()
         if next_s < self.now_s + steps * step_s:
             steps = max(1, math.ceil((next_s - self.now_s) / step_s))
-        self.now_s += steps * step_s
+        self.due_s = self.now_s + steps * step_s
+        if self.due_s > until_s:
+            return
+        self.now_s = self.due_s
         self.step += int(steps)
         self._end_due()
 
     def _first_token(self, time_s: float, index: int) -> None:
         self.requests.first_s[index] = time_s
+        self.unread_tokens -= self.requests.prompts[index]
         more = self.requests.answers[index] - 1
         if more > 0:
             heappush(self.writing, (self.step + more * self.table.stages, index))
@@ -269,11 +259,6 @@ class Replica:
         if self.following < len(self.requests.prompts):
             self.following += 1
             self.send(self.now_s, self.following - 1)
-
-
-def _grid(least: float, most: float) -> Array:
-    count = round(_POINTS_PER_DOUBLING * float(np.log2(most / least))) + 1
-    return np.geomspace(least, most, count)
 
 
 def _position(grid: Sequence[float], at: float) -> tuple[int, float]:

@@ -1,4 +1,4 @@
-"""The same model served in another precision than its config states."""
+"""In how many bytes a model is served: its weights in another precision than its config states, its KV cache."""
 
 from dataclasses import replace
 
@@ -30,6 +30,16 @@ def with_precision(model: ModelSpec, precision: str) -> ModelSpec:
         attention=full if experts_only or mixed else asked,
         linear=full if precision in _FOUR_BITS else asked,
     )
+
+
+def kv_bytes_per_element(model: ModelSpec, dtype: str) -> float:
+    """Bytes of a number in the KV cache, for what vLLM calls kv_cache_dtype.
+
+    `auto` is the dtype of the activations, which is that of what is never quantised.
+    """
+    if dtype == "auto":
+        return model.embedding_bytes_per_weight or model.bytes_per_weight
+    return 1.0 if dtype.startswith(("fp8", "int8")) else 2.0
 
 
 def _stored(model: ModelSpec, *, experts: Stored, shared: Stored, attention: Stored, linear: Stored) -> ModelSpec:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from check_builders import ENVIRON, checked, problems
+from check_builders import ENVIRON, checked, checked_model, problems
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -45,13 +45,13 @@ def test_shipped_configurations_have_no_mistakes(path: Path) -> None:
 
 
 def test_what_is_learnt_of_a_made_model() -> None:
-    result = checked(shape="tp2pp2")
+    assert checked(shape="tp2pp2").notes == ()
+    result = checked_model(shape="tp2pp2")
     assert result.source.made == "tiny-llama"
     assert result.source.location.startswith("/home/nobody/.cache/archipelago/models/tiny-llama-")
-    assert result.model is not None
-    assert result.model.layers == 4
+    assert result.spec is not None
+    assert result.spec.layers == 4
     assert str(result.shape) == "tp2pp2"
-    assert result.notes == ()
     assert result.layouts is not None
     assert [(seat.island, seat.node, seat.slot) for seat in result.layouts[0].seats] == [
         ("island-0", "node-0", 0),
@@ -62,7 +62,7 @@ def test_what_is_learnt_of_a_made_model() -> None:
 
 
 def test_replicas_do_not_share_gpus() -> None:
-    result = checked(shape="tp2", replicas=2)
+    result = checked_model(shape="tp2", replicas=2)
     assert result.layouts is not None
     assert [sorted(layout.places) for layout in result.layouts] == [
         [("node-0", 0), ("node-0", 1)],
@@ -72,24 +72,24 @@ def test_replicas_do_not_share_gpus() -> None:
 
 def test_auto_says_why() -> None:
     result = checked("bench-100m", cluster={"kind": "simulated", "gpu_memory_gib": 0.6})
-    assert str(result.shape) == "tp2"
+    assert str(result.models[0].shape) == "tp2"
     (note,) = result.notes
     assert note.startswith("models[0].shape: tp2 is the smallest shape that holds bench-100m")
 
 
 def test_a_directory(saved_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    result = checked(str(saved_model), shape="tp2ep2")
+    result = checked_model(str(saved_model), shape="tp2ep2")
     assert (result.source.made, result.source.location) == (None, str(saved_model))
     monkeypatch.chdir(saved_model.parent)
-    relative = checked(f"./{saved_model.name}")
+    relative = checked_model(f"./{saved_model.name}")
     assert relative.source.location == str(saved_model)  # workers run in another directory
 
 
 def test_a_hub_model_in_the_local_cache(hub_cache: dict[str, str]) -> None:
-    result = checked("acme/moe", shape="tp2ep2", environ=hub_cache)
+    result = checked_model("acme/moe", shape="tp2ep2", environ=hub_cache)
     assert result.source.location == "acme/moe"
-    assert result.model is not None
-    assert result.model.experts == 8
+    assert result.spec is not None
+    assert result.spec.experts == 8
     assert problems("acme/moe", shape="ep8tp4", environ=hub_cache) == [
         "models[0].shape: 'ep8tp4' is not accepted; ep8 with tp4 and dp1 is impossible: ep is 1 or 4 (tp*dp) there."
     ]
@@ -97,8 +97,9 @@ def test_a_hub_model_in_the_local_cache(hub_cache: dict[str, str]) -> None:
 
 def test_a_hub_model_that_is_not_cached_is_a_note() -> None:
     result = checked("acme/unknown", shape="tp2")
-    assert (result.model, str(result.shape)) == (None, "tp2")
-    assert result.layouts is not None
+    (model,) = result.models
+    assert (model.spec, str(model.shape)) == (None, "tp2")
+    assert model.layouts is not None
     assert result.notes == (
         "models[0].source: acme/unknown is not in the local Hugging Face cache, so it is not checked",
         "memory: the size of acme/unknown is not known",
@@ -107,15 +108,15 @@ def test_a_hub_model_that_is_not_cached_is_a_note() -> None:
 
 def test_auto_waits_for_a_hub_model() -> None:
     result = checked("acme/unknown")
-    assert (result.shape, result.layouts) == (None, None)
+    assert (result.models[0].shape, result.models[0].layouts) == (None, None)
     assert result.notes[-1] == "models[0].shape: auto is decided when the model's config is known"
 
 
 def test_a_ray_cluster_is_placed_later() -> None:
     result = checked(shape="tp2pp2", replicas=100, cluster={"kind": "ray"})
-    assert (str(result.shape), result.layouts) == ("tp2pp2", None)
+    assert (str(result.models[0].shape), result.models[0].layouts) == ("tp2pp2", None)
     assert result.notes == ("cluster: memory and placement are checked when the GPUs are known",)
-    assert checked(cluster={"kind": "ray"}).shape is None
+    assert checked_model(cluster={"kind": "ray"}).shape is None
 
 
 def test_a_chat_template_may_be_a_file_or_a_text(tmp_path: Path) -> None:
@@ -185,15 +186,15 @@ def test_a_directory_with_a_bad_config(content: str, message: str, tmp_path: Pat
 
 def test_all_mistakes_are_reported_at_once() -> None:
     assert problems(source="/nowhere", shape="tp4", tool_call_parser="x", engine={"seed": -1, "host": "h"}, busy=8000)[
-        0
+        1
     ].startswith("models[0].tool_call_parser: 'x' is not accepted; give one of ")
     fields = [
         line.split(":")[0] for line in problems("/nowhere", shape="tp4", engine={"seed": -1, "port": 1}, busy=8000)
     ]
     assert fields == [
+        "endpoint.port",
         "models[0].engine.seed",
         "models[0].engine.port",
-        "endpoint.port",
         "models[0].source",
         "models[0].shape",
     ]
@@ -258,7 +259,7 @@ def test_any_configuration_is_checked_or_a_message(
     cluster = {"kind": "simulated", "islands": islands, "gpu_memory_gib": gpu_memory_gib}
     lines: tuple[str, ...] = ()
     try:
-        result = checked(source, name="m", shape=shape, replicas=replicas, engine=engine, cluster=cluster)
+        result = checked_model(source, name="m", shape=shape, replicas=replicas, engine=engine, cluster=cluster)
         assert result.layouts is None or len(result.layouts) == replicas
     except ConfigError as error:
         lines = error.problems or ("",)

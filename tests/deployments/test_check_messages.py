@@ -2,7 +2,7 @@ import re
 from typing import Any
 
 import pytest
-from check_builders import problems
+from check_builders import problems, problems_of_models
 
 E = "models[0].engine"
 BAD: dict[str, tuple[dict[str, Any], str]] = {
@@ -66,7 +66,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "one port for both": (
         {"endpoint": {"port": 8001}},
-        "control.port: 8001 is not accepted; it is endpoint.port too; give another one",
+        "endpoint.port: 8001 is not accepted; it is control.port too; give another one",
     ),
     "tool parser": (
         {"tool_call_parser": "hermse"},
@@ -152,6 +152,73 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize(("changes", "message"), BAD.values(), ids=BAD)
 def test_each_mistake_has_one_line(changes: dict[str, Any], message: str) -> None:
     assert problems(**changes) == [message]
+
+
+ONE = {"source": "tiny-llama", "shape": "tp1", "name": "one"}
+TWO = {"source": "tiny-moe", "shape": "tp1"}
+CLASHES: dict[str, tuple[list[dict[str, Any]], dict[str, Any], str]] = {
+    "the port that follows is that of the control API": (
+        [ONE, TWO],
+        {},
+        "models[1].port: 8001 is not accepted; without one it is endpoint.port + 1, and it is control.port too; "
+        "give another one",
+    ),
+    "the port that follows is none": (
+        [ONE, TWO],
+        {"endpoint": {"port": 65535}},
+        "models[1].port: 65536 is not accepted; without one it is endpoint.port + 1, and ports end at 65535; "
+        "give an integer from 1 to 65535",
+    ),
+    "the port of another": (
+        [ONE | {"port": 8002}, TWO | {"port": 8002}],
+        {},
+        "models[1].port: 8002 is not accepted; it is models[0].port too; give another one",
+    ),
+    "the port of the first": (
+        [ONE, TWO | {"port": 8000}],
+        {},
+        "models[1].port: 8000 is not accepted; it is endpoint.port too; give another one",
+    ),
+    "a port of its own that is that of the control API": (
+        [ONE | {"port": 8001}],
+        {},
+        "models[0].port: 8001 is not accepted; it is control.port too; give another one",
+    ),
+    "a port that is taken": (
+        [ONE, TWO | {"port": 8002}],
+        {"busy": 8002},
+        "models[1].port: 8002 is not accepted; nothing can listen on it at 127.0.0.1 now; "
+        "give a free port, and an address of this machine",
+    ),
+    "the name of another": (
+        [ONE, TWO | {"port": 8002, "name": "one"}],
+        {},
+        "models[1].name: 'one' is not accepted; models[0].name is 'one'; give another one",
+    ),
+    "a name that is the same in the names of applications": (
+        [ONE | {"name": "acme/one"}, TWO | {"port": 8002, "name": "acme-one"}],
+        {},
+        "models[1].name: 'acme-one' is not accepted; models[0].name is 'acme/one', and / counts as - here; "
+        "give another one",
+    ),
+}
+
+
+@pytest.mark.parametrize(("models", "sections", "message"), CLASHES.values(), ids=CLASHES)
+def test_what_models_may_not_share(models: list[dict[str, Any]], sections: dict[str, Any], message: str) -> None:
+    assert problems_of_models(*models, **sections) == [message]
+
+
+OF_THE_MODEL = {
+    name: case for name, case in BAD.items() if case[1].startswith("models[0].") and "island" not in case[1]
+}
+
+
+@pytest.mark.parametrize(("changes", "message"), OF_THE_MODEL.values(), ids=OF_THE_MODEL)
+def test_a_mistake_of_the_second_model_has_its_index(changes: dict[str, Any], message: str) -> None:
+    second = {"source": "tiny-llama", "port": 8002, **changes}
+    sections = {"cluster": second.pop("cluster")} if "cluster" in second else {}
+    assert problems_of_models(ONE, second, **sections) == [message.replace("models[0]", "models[1]")]
 
 
 def test_a_name_like_no_other() -> None:

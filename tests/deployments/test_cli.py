@@ -4,7 +4,6 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ from deployments import cli, local_cluster
 from deployments.check import port_is_free
 from deployments.cli import default_config, main
 from deployments.local_cluster import CLUSTER_ID_ENV, free_port
-from deployments.run_record import STATE_DIR_ENV, write
+from deployments.run_record import STATE_DIR_ENV, ServedModel, write
 
 SIMULATED = Path(cli.__file__).parent / "configs" / "local.yaml"
 MOE = Path(cli.__file__).parent / "configs" / "moe.yaml"
@@ -50,6 +49,17 @@ COMMANDS = {
     "scaling": [*QUESTION, "--max-gpus", "--running", "--threshold", "--html", "--png"],
     "predict": ["--rows", "--out", "--calibration", "--json"],
     "calibrate": ["ROWS", "--out", "--by", "--from-scratch", "--collectives", "--folds", "--calibration", "--json"],
+    "autoscale": ["CONFIG", "--mode", "--once", "--fields"],
+    "decisions": ["--directory", "--model", "--why", "--follow", "--json"],
+    "approve": ["NUMBER", "--directory", "--reject", "--reason"],
+    "freeze": ["--directory", "--off", "--reason"],
+    "simulate": [
+        *("--trace", "--cluster", "--model", "--policy", "--ttft", "--tpot", "--percentile", "--slo", "--initial"),
+        *("--shapes", "--max-gpus", "--start-time", "--truth", "--prefix-hits", "--precision", "--kv-cache"),
+        *("--calibration", "--seed", "--out", "--json"),
+    ],
+    "load": ["SCENARIO", "--url", "--model", "--duration", "--workers", "--seed", "--reference", "--out", "--ui"],
+    "bench": ["COMMAND"],
 }
 
 
@@ -136,7 +146,7 @@ def test_a_command_line_that_makes_no_sense_is_refused_with_its_usage(argv: list
 def test_check_shows_where_every_rank_would_go(ran: Ran) -> None:
     assert ran("check", SIMULATED, "--port", free_port()) == (
         0,
-        "replica 0: tp2pp2: rank 0 on node-0 in island-0, rank 1 on node-0 in island-0, "
+        "tiny-llama, replica 0: tp2pp2: rank 0 on node-0 in island-0, rank 1 on node-0 in island-0, "
         "rank 2 on node-1 in island-1, rank 3 on node-1 in island-1\nno mistakes found\n",
         "",
     )
@@ -203,11 +213,13 @@ def test_all_mistakes_are_told_at_once(ran: Ran) -> None:
 def test_a_model_and_a_shape_replace_those_of_the_configuration(ran: Ran) -> None:
     code, output, _ = ran("check", SIMULATED, "--model", "tiny-moe", "--shape", "tp2ep2", "--port", free_port())
     assert code == 0
-    assert output.startswith("replica 0: tp2ep2: rank 0 on node-0 in island-0, rank 1 on node-0 in island-0\n")
+    assert output.startswith(
+        "tiny-moe, replica 0: tp2ep2: rank 0 on node-0 in island-0, rank 1 on node-0 in island-0\n"
+    )
 
 
 def test_a_shape_alone_keeps_the_model(ran: Ran) -> None:
-    assert "replica 0: tp2ep2:" in ran("check", MOE, "--shape", "tp2ep2", "--port", free_port())[1]
+    assert "tiny-moe, replica 0: tp2ep2:" in ran("check", MOE, "--shape", "tp2ep2", "--port", free_port())[1]
     code, _, errors = ran("check", SIMULATED, "--shape", "tp2ep2", "--port", free_port())
     assert code == 1
     assert "ep2 needs a mixture of experts; tiny-llama is a dense model" in errors
@@ -270,13 +282,12 @@ def test_stop_ends_the_cluster_and_forgets_it(
 def test_serving_twice_from_one_directory_is_refused(
     ran: Ran, tmp_path: Path, record_file: Path, member: subprocess.Popen[bytes]
 ) -> None:
-    running = record(tmp_path)
-    write(record_file, running)
+    models = (ServedModel(name="one", url="http://one:1"), ServedModel(name="two", url="http://two:2"))
+    write(record_file, record(tmp_path, models=models))
     code, output, errors = ran("serve", SIMULATED)
     assert (code, output) == (1, "")
-    assert errors == (
-        f"archipelago: already serving tiny-llama at {running.url}; end it first with `archipelago stop`\n"
-    )
+    there = "one at http://one:1, two at http://two:2"
+    assert errors == f"archipelago: already serving {there}; end it first with `archipelago stop`\n"
 
 
 def test_a_ray_cluster_that_does_not_answer_is_a_message(
@@ -287,7 +298,7 @@ def test_a_ray_cluster_that_does_not_answer_is_a_message(
 
     monkeypatch.setattr(ray, "init", refuse)
     with answering(200) as url:
-        write(record_file, replace(record(tmp_path), cluster=None, url=url))
+        write(record_file, record(tmp_path, cluster=None, models=(ServedModel(name="tiny-llama", url=url),)))
         code, _, errors = ran("status")
         assert code == 1
         assert errors.startswith("archipelago: ")

@@ -1,16 +1,19 @@
 from typing import Any
 
 import pytest
+from check_builders import checked_model, problems
 from planner_builders import DEEPSEEK_V3, LLAMA_70B, cluster, model
 
 from deployments.config import ModelConfig
 from deployments.config_messages import ConfigError
 from deployments.placing import Placed, parse_shape, place_replicas, shapes_that_hold
+from deployments.simulation.planned import limits_of
 from placement.clusters.cluster_reading import read_cluster
 from placement.clusters.hardware import Cluster, Gpu, Node
 from placement.shape import Shape
 
 LENGTH = {"max_model_len": 8192}
+SECTION = "models[0]"
 
 
 def placed(
@@ -22,7 +25,7 @@ def placed(
 ) -> Placed:
     config = ModelConfig(source=name, shape=shape, replicas=replicas, engine=LENGTH | engine)
     nodes = cluster(on) if isinstance(on, str) else on
-    return place_replicas(config, parse_shape(shape, model(name)), model(name), nodes)
+    return place_replicas(SECTION, config, parse_shape(SECTION, shape, model(name)), model(name), nodes)
 
 
 def problem(*arguments: Any, **named: Any) -> str:
@@ -102,10 +105,10 @@ def test_a_given_shape_that_is_too_small_says_what_each_part_takes_and_what_woul
 
 def test_a_shape_that_the_model_cannot_be_cut_into() -> None:
     with pytest.raises(ConfigError, match="tp3 does not divide the 64 attention heads"):
-        parse_shape("tp3", model())
+        parse_shape(SECTION, "tp3", model())
     with pytest.raises(ConfigError, match="Or give 'auto'"):
-        parse_shape("banana", model())
-    assert parse_shape("auto", model()) is None
+        parse_shape(SECTION, "banana", model())
+    assert parse_shape(SECTION, "auto", model()) is None
 
 
 def test_a_group_wider_than_an_island_is_refused() -> None:
@@ -116,15 +119,62 @@ def test_a_group_wider_than_an_island_is_refused() -> None:
     assert placed("tp2pp2", on=islands).shape == Shape(tp=2, pp=2)
 
 
+@pytest.mark.parametrize(
+    ("engine", "element_bytes"),
+    [({}, 4), ({"dtype": "bfloat16"}, 2), ({"kv_cache_dtype": "fp8"}, 1), ({"kv_cache_dtype": "bfloat16"}, 2)],
+    ids=["as it is stored", "as it runs", "fp8", "given"],
+)
+def test_the_smallest_cache_that_is_accepted_holds_one_request_of_a_simulated_engine_too(
+    engine: dict[str, Any], element_bytes: int
+) -> None:
+    shape, engine = Shape(tp=2), {"max_model_len": 2048, **engine}
+    least_bytes = 2048 * element_bytes * 2 * 32 * 4  # keys and values of one KV head of 32 elements in 4 layers
+    assert problems(shape="tp2", engine=engine | {"kv_cache_memory_bytes": least_bytes - 1})
+    spec = checked_model(shape="tp2", engine=engine | {"kv_cache_memory_bytes": least_bytes}).spec
+    assert spec is not None
+    limits = limits_of(spec, shape, "h100_sxm", engine | {"kv_cache_memory_bytes": least_bytes})
+    assert limits.kv_blocks * limits.block_tokens == 2048
+
+
+# --- beside other models ---------------------------------------------------------------------------------------------
+
+
+def placed_beside(other: str, shape: str = "auto", on: str = "1x dgx-h100", replicas: int = 1) -> Placed:
+    """A model on a cluster of which another one has a replica of the shape `other`."""
+    config = ModelConfig(source=LLAMA_70B, shape=shape, replicas=replicas, engine=LENGTH)
+    held = {"other": placed(other, on).layouts}
+    return place_replicas(SECTION, config, parse_shape(SECTION, shape, model()), model(), cluster(on), held)
+
+
+@pytest.mark.parametrize("shape", ["auto", "tp2", "tp2pp2"])
+def test_nothing_is_placed_where_another_model_is(shape: str) -> None:
+    others = placed("tp4").layouts[0].places
+    mine = placed_beside("tp4", shape).layouts[0].places
+    assert mine
+    assert not mine & others
+
+
+def test_the_planner_chooses_a_shape_that_fits_beside_the_others() -> None:
+    assert placed_beside("tp4", replicas=2).shape == Shape(tp=2)
+    with pytest.raises(ConfigError, match=r"GPUs left: 0 of 8; other holds 8"):
+        placed_beside("tp8")
+
+
+def test_what_is_too_big_for_any_gpu_is_not_blamed_on_the_others() -> None:
+    with pytest.raises(ConfigError) as caught:
+        placed_beside("tp4", "tp1")
+    assert "GPUs left" not in str(caught.value)
+
+
 # --- what is not known -----------------------------------------------------------------------------------------------
 
 
 def test_without_the_model_only_a_given_shape_is_placed() -> None:
     config = ModelConfig(source="acme/unknown", shape="tp4")
-    found = place_replicas(config, Shape(tp=4), None, cluster("1x dgx-h100"))
+    found = place_replicas(SECTION, config, Shape(tp=4), None, cluster("1x dgx-h100"))
     assert found.notes == ("memory: the size of acme/unknown is not known",)
     with pytest.raises(ConfigError, match=r"the config\.json of acme/unknown is not on this machine"):
-        place_replicas(config, None, None, cluster("1x dgx-h100"))
+        place_replicas(SECTION, config, None, None, cluster("1x dgx-h100"))
 
 
 def test_what_an_engine_argument_saves_is_not_guessed() -> None:

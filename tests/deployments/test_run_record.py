@@ -12,6 +12,7 @@ from deployments.run_record import (
     STATE_DIR_ENV,
     RunRecord,
     RunRecordError,
+    ServedModel,
     health,
     is_alive,
     read,
@@ -27,11 +28,20 @@ CLUSTER = LocalCluster(cluster_id="abc", address="127.0.0.2:6379", temp_dir="/tm
 RECORD = RunRecord(
     ray_address="127.0.0.2:6379",
     cluster=CLUSTER,
-    model="tiny-llama",
-    url="http://127.0.0.1:8000",
+    models=(
+        ServedModel(name="tiny-llama", url="http://127.0.0.1:8000"),
+        ServedModel(name="acme/tiny", url="http://127.0.0.1:8002"),
+    ),
     control_url="http://127.0.0.1:8001",
     drain_timeout_s=2.5,
 )
+
+
+NOWHERE = f"http://127.0.0.1:{free_port()}"
+
+
+def at(*urls: str) -> tuple[ServedModel, ...]:
+    return tuple(ServedModel(name=f"m{index}", url=url) for index, url in enumerate(urls))
 
 
 @pytest.mark.parametrize("record", [RECORD, replace(RECORD, cluster=None)], ids=["local", "ray"])
@@ -54,8 +64,8 @@ def test_the_directory_is_made(tmp_path: Path) -> None:
 def test_a_new_record_replaces_the_old_and_leaves_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "run.json"
     write(path, RECORD)
-    write(path, replace(RECORD, model="other"))
-    assert read(path) == replace(RECORD, model="other")
+    write(path, replace(RECORD, ray_address="other:1"))
+    assert read(path) == replace(RECORD, ray_address="other:1")
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -70,14 +80,14 @@ def test_a_write_that_fails_leaves_the_old_record(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(Path, "write_text", is_full)
     with pytest.raises(OSError, match="no space left"):
-        write(path, replace(RECORD, model="other"))
+        write(path, replace(RECORD, ray_address="other:1"))
     assert read(path) == RECORD
 
 
 def test_the_record_is_json_that_people_can_read(tmp_path: Path) -> None:
     write(tmp_path / "run.json", RECORD)
     text = (tmp_path / "run.json").read_text()
-    assert json.loads(text)["url"] == "http://127.0.0.1:8000"
+    assert json.loads(text)["models"][1] == {"name": "acme/tiny", "url": "http://127.0.0.1:8002"}
     assert len(text.splitlines()) > 5
 
 
@@ -148,7 +158,7 @@ def test_when_the_deployment_has_ended_neither_record_nor_token_is_left(tmp_path
 # --- alive or not ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"model": "x"}', '{"cluster": null, "ingress": "of an old version"}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"model": "x"}', '{"cluster": null, "url": "of an old version"}'])
 def test_a_record_of_another_version_is_a_message_with_what_to_do(text: str, tmp_path: Path) -> None:
     path = tmp_path / "run.json"
     path.write_text(text)
@@ -162,13 +172,13 @@ def test_a_record_of_another_version_is_a_message_with_what_to_do(text: str, tmp
 def test_an_endpoint_that_answers_is_alive_whatever_it_says(status: int) -> None:
     with answering(status) as url:
         assert health(url) == status
-        assert is_alive(replace(RECORD, cluster=None, url=url))
+        assert is_alive(replace(RECORD, cluster=None, models=at(url)))
+        assert is_alive(replace(RECORD, cluster=None, models=at(NOWHERE, url)))
 
 
 def test_an_endpoint_where_nothing_listens_is_not_alive() -> None:
-    url = f"http://127.0.0.1:{free_port()}"
-    assert health(url) is None
-    assert not is_alive(replace(RECORD, cluster=None, url=url))
+    assert health(NOWHERE) is None
+    assert not is_alive(replace(RECORD, cluster=None, models=at(NOWHERE, NOWHERE)))
 
 
 def test_a_proxy_does_not_stand_between_the_endpoint_and_its_own_machine(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,4 +189,4 @@ def test_a_proxy_does_not_stand_between_the_endpoint_and_its_own_machine(monkeyp
 
 def test_a_cluster_without_processes_is_not_alive_though_another_answers_at_its_url() -> None:
     with answering(200) as url:
-        assert not is_alive(replace(RECORD, url=url))
+        assert not is_alive(replace(RECORD, models=at(url)))

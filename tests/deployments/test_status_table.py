@@ -5,21 +5,14 @@ from deployment_builders import found_as_planned, layout_of, names_of, ray_id, r
 from placement_builders import cluster_of
 
 from deployments.replica import ReplicaReport
-from deployments.run_record import RunRecord
+from deployments.run_record import ServedModel
 from deployments.status_table import print_status
 from deployments.verification import Found
 
 CLUSTER = cluster_of(2, 2)
 LAYOUT = layout_of("tp2pp2", CLUSTER)
 FOUND = found_as_planned(LAYOUT)
-RECORD = RunRecord(
-    ray_address="127.0.0.2:6379",
-    cluster=None,
-    model="acme/tiny",
-    url="http://127.0.0.1:8000",
-    control_url="http://127.0.0.1:8001",
-    drain_timeout_s=1,
-)
+MODEL = ServedModel(name="acme/tiny", url="http://127.0.0.1:8000")
 NAME = "acme-tiny--tp2pp2--0"
 
 
@@ -31,7 +24,7 @@ def printed(
     capsys: pytest.CaptureFixture[str], *, is_serving: bool = True, **reports: ReplicaReport | str
 ) -> list[str]:
     """The lines that are printed; they must hold problems exactly when the answer says so."""
-    is_good = print_status(RECORD, reports, is_serving=is_serving)
+    is_good = print_status(MODEL, reports, is_serving=is_serving)
     lines = capsys.readouterr().out.splitlines()
     assert is_good == any(line.endswith("placed as planned") for line in lines)
     assert is_good != any(line.endswith("not as planned:") for line in lines)

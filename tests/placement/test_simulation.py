@@ -27,8 +27,9 @@ from placement.cost.simulation import (
     simulate_clients,
     step_table,
 )
-from placement.cost.simulation_replica import Replica, Requests, StepTable, table_of
+from placement.cost.simulation_replica import Replica, Requests, StepTable
 from placement.cost.step import last_stage_s, lookup, overhead_s, step
+from placement.cost.step_table import table_of
 from placement.cost.work import Array, stack
 from placement.models import catalogue
 from placement.models.model import ModelSpec

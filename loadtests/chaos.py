@@ -1,0 +1,174 @@
+"""What is done to the system while requests arrive: repartitions, faults, commands. Each leaves a line of its own."""
+
+import os
+import signal
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import quote
+
+import httpx
+
+from loadtests.records import RunEvent
+from loadtests.scenario import Control, DrainNode, Event, Repartition
+
+_ANSWER_S = 30.0
+_POLL_S = 0.2
+_SHOWN_CHARACTERS = 300
+
+
+class EventError(Exception):
+    """An event that could not be brought about; the message says why."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Actor:
+    """Carries events out. `environ` has the token of the control API, under the name that `control` gives."""
+
+    model: str
+    control: Control | None
+    environ: Mapping[str, str]
+    wait: Callable[[float], bool]  # for so many seconds; True when the run is over
+
+    def act(self, event: Event) -> str | None:
+        """Do one thing and wait for its end; returns what is worth knowing of it. Raises EventError."""
+        if event.kill_pid is not None:
+            _kill(event.kill_pid)
+            return None
+        if event.repartition is not None:
+            return self._repartition(event.repartition, event.timeout_s)
+        command = _drain_command(event.drain_node) if event.drain_node else event.command
+        assert command is not None
+        return _run(command, event.timeout_s, self.wait)
+
+    def _repartition(self, target: Repartition, timeout_s: float) -> str:
+        assert self.control is not None
+        token = self.environ.get(self.control.token_env)
+        if not token:
+            raise EventError(f"the environment variable {self.control.token_env} has no token for the control API")
+        model = target.model or self.model
+        base = f"{self.control.url.rstrip('/')}/v1/fleet/{quote(model, safe='')}"
+        headers = {"Authorization": f"Bearer {token}"}
+        until_s = time.monotonic() + timeout_s
+        with httpx.Client(headers=headers, timeout=_ANSWER_S, trust_env=False) as http:
+            body = {"pools": target.pools, "reason": "a load test's scenario"}
+            accepted = _asked(http, "PUT", f"{base}/pools", body)
+            while time.monotonic() < until_s:
+                fleet = _asked(http, "GET", base, None)
+                if fleet.get("repartition") is None and fleet.get("effective_pools") == target.pools:
+                    return f"version {accepted.get('version')} is reached"
+                if self.wait(_POLL_S):
+                    raise EventError("accepted; not reached when the run ended")
+        raise EventError(f"accepted; not reached within {timeout_s:g} s")
+
+
+class Chaos:
+    """Carries out the events of a run, each at its time; a context, whose end gives up what has not begun."""
+
+    def __init__(self, events: Sequence[Event], actor_of: Callable[[Callable[[float], bool]], Actor]) -> None:
+        self._events = events
+        self._over = threading.Event()
+        self._actor = actor_of(self._over.wait)
+        self._threads = ThreadPoolExecutor(max_workers=max(1, len(events)))
+        self._done: list[Future[list[RunEvent]]] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._over.set()
+        self._threads.shutdown()
+
+    def start(self, started_at: float) -> None:
+        """The run starts at this wall-clock time."""
+        self._done = [self._threads.submit(self._carry_out, event, started_at) for event in self._events]
+
+    def finish(self) -> tuple[RunEvent, ...]:
+        """The run is over: what was done, in the order of time."""
+        self._over.set()
+        return tuple(sorted((line for done in self._done for line in done.result()), key=lambda line: line.at_s))
+
+    def _carry_out(self, event: Event, started_at: float) -> list[RunEvent]:
+        kind, what = _named(event)
+        if self._over.wait(max(0.0, started_at + event.at_s - time.time())):
+            return [RunEvent(at_s=event.at_s, kind=kind, what=what, outcome="failed", detail="the run ended before")]
+        at_s = time.time() - started_at
+        try:
+            detail = self._actor.act(event)
+        except EventError as error:
+            return [RunEvent(at_s=at_s, kind=kind, what=what, outcome="failed", detail=str(error))]
+        begun = RunEvent(at_s=at_s, kind=kind, what=what, outcome="done", detail=detail)
+        if event.repartition is None:
+            return [begun]
+        reached = RunEvent(
+            at_s=time.time() - started_at, kind="repartitioned", what=what, outcome="done", detail=detail
+        )
+        return [begun, reached]
+
+
+def _named(event: Event) -> tuple[str, str]:
+    """The kind of an event and what it is done to, for people."""
+    if event.kill_pid is not None:
+        return "kill", f"process {event.kill_pid}"
+    if event.repartition is not None:
+        return "repartition", ", ".join(f"{shape}={count}" for shape, count in event.repartition.pools.items())
+    if event.drain_node is not None:
+        return "drain-node", event.drain_node.node_id
+    return "command", " ".join(event.command or ())
+
+
+def _kill(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except OSError as error:
+        raise EventError(f"process {pid}: {error.strerror}") from error
+
+
+def _drain_command(node: DrainNode) -> tuple[str, ...]:
+    return (
+        *("ray", "drain-node", "--address", node.address, "--node-id", node.node_id),
+        *("--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "a load test's scenario"),
+        *("--deadline-remaining-seconds", f"{node.deadline_s:.0f}"),
+    )
+
+
+def _run(command: Sequence[str], timeout_s: float, wait: Callable[[float], bool]) -> str | None:
+    """Run a program to its end; returns the last thing that it printed."""
+    until_s = time.monotonic() + timeout_s
+    with tempfile.TemporaryFile() as printed:
+        try:
+            program = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=printed, stderr=subprocess.STDOUT)
+        except OSError as error:
+            raise EventError(f"{command[0]} cannot be run: {error.strerror}") from error
+        while program.poll() is None:
+            if (is_over := wait(_POLL_S)) or time.monotonic() > until_s:
+                program.kill()
+                program.wait()
+                raise EventError(
+                    "under way when the run ended" if is_over else f"not at its end within {timeout_s:g} s"
+                )
+        printed.seek(0)
+        last = printed.read().decode(errors="replace").strip()[-_SHOWN_CHARACTERS:]
+    if program.returncode:
+        raise EventError(f"ended with {program.returncode}: {last}")
+    return last or None
+
+
+def _asked(http: httpx.Client, method: str, url: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
+    try:
+        answer = http.request(method, url, json=body)
+        answer.raise_for_status()
+        found = answer.json()
+    except httpx.HTTPStatusError as error:
+        raise EventError(f"HTTP {error.response.status_code}: {error.response.text[:_SHOWN_CHARACTERS]}") from error
+    except (httpx.HTTPError, ValueError) as error:
+        raise EventError(f"{url}: {type(error).__name__}: {error}") from error
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,141 @@
+"""Reads a scenario: one that is shipped, by its name, or a file. A mistake is one line with the field and the value."""
+
+import re
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from loadtests.demand import Trace
+from loadtests.scenario import Scenario, resolved_path
+
+SHIPPED = Path(__file__).parent / "scenarios"
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+_MAX_SHOWN = 80
+
+
+class ScenarioError(ValueError):
+    """A scenario that cannot be run; the message has a line for each mistake."""
+
+
+def shipped_names() -> list[str]:
+    """The scenarios that come with the project."""
+    return sorted(path.stem for path in SHIPPED.glob("*.yaml"))
+
+
+def read_scenario(name: str, environ: Mapping[str, str]) -> Scenario:
+    """The scenario called `name`, or in the file `name`; `${NAME}` stands for an environment variable.
+
+    Raises ScenarioError.
+    """
+    path = SHIPPED / f"{name}.yaml" if name in shipped_names() else Path(name)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        known = ", ".join(shipped_names())
+        raise ScenarioError(f"{name}: no such scenario; give a YAML file or one of {known} ({error})") from error
+    try:
+        given = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ScenarioError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    return parse_scenario(given, path, environ)
+
+
+def parse_scenario(given: Any, path: Path, environ: Mapping[str, str]) -> Scenario:
+    """A scenario from the plain values of its file; paths in it are relative to the file. Raises ScenarioError."""
+    if not isinstance(given, dict):
+        raise ScenarioError(f"{path}: must be a mapping of fields, is {_shown(given)}")
+    problems: list[str] = []
+    filled = _filled(given, "", environ, problems)
+    if problems:
+        raise ScenarioError("\n".join(f"{path}: {problem}" for problem in problems))
+    try:
+        scenario = Scenario.model_validate({"name": path.stem, **filled})
+    except ValidationError as error:
+        raise ScenarioError("\n".join(f"{path}: {_problem(detail)}" for detail in error.errors())) from error
+    changes: dict[str, Any] = {}
+    if isinstance(scenario.arrivals, Trace):
+        trace_path = resolved_path(scenario.arrivals.file, path.parent)
+        changes["arrivals"] = scenario.arrivals.model_copy(update={"file": trace_path})
+    if scenario.check_text:
+        changes["check_text"] = resolved_path(scenario.check_text, path.parent)
+    return scenario.model_copy(update=changes)
+
+
+def _filled(value: Any, where: str, environ: Mapping[str, str], problems: list[str]) -> Any:
+    """The value with its variables put in; what they hold is read as YAML, so that a number is a number."""
+    if isinstance(value, dict):
+        return {
+            key: _filled(each, f"{where}.{key}" if where else str(key), environ, problems)
+            for key, each in value.items()
+        }
+    if isinstance(value, list):
+        return [_filled(each, f"{where}[{index}]", environ, problems) for index, each in enumerate(value)]
+    if not isinstance(value, str):
+        return value
+    for name in _VARIABLE.findall(value):
+        if name not in environ:
+            problems.append(f"{where}: {value} stands for the environment variable {name}; set it")
+            return value
+    if whole := _VARIABLE.fullmatch(value):
+        return yaml.safe_load(environ[whole[1]])
+    return _VARIABLE.sub(lambda found: environ[found[1]], value)
+
+
+def _problem(detail: ErrorDetails) -> str:
+    where = _path(detail)
+    name = str(detail["loc"][-1]) if detail["loc"] else ""
+    message = detail["msg"]
+    match detail["type"]:
+        case "missing":
+            return f"{where}: missing; give it"
+        case "extra_forbidden":
+            known = _all_fields()
+            close = [] if name in known else get_close_matches(name, known, n=1)
+            return f"{where}: no field of this section" + (f"; did you mean {close[0]}?" if close else "")
+        case "union_tag_invalid" | "union_tag_not_found":
+            kinds = str(detail.get("ctx", {}).get("expected_tags", "a kind"))
+            kind = detail["input"].get("kind") if isinstance(detail["input"], dict) else detail["input"]
+            return f"{where}.kind: {_shown(kind)} is not accepted; give one of {kinds or 'the kinds'}"
+        case "value_error":
+            message = str(detail["ctx"]["error"])
+            return f"{where}: {_shown(detail['input'])} is not accepted; {message}" if where else message
+        case "string_pattern_mismatch":
+            return f"{where}: {_shown(detail['input'])} is not accepted; it must match {detail['ctx']['pattern']}"
+        case "model_type" | "dict_type" | "model_attributes_type":
+            return f"{where}: {_shown(detail['input'])} is not accepted; it must be a mapping of fields"
+        case _:
+            accepted = message.removeprefix("Input should be ").removeprefix("Value should ")
+            return f"{where}: {_shown(detail['input'])} is not accepted; it must be {accepted}"
+
+
+def _path(detail: ErrorDetails) -> str:
+    """Where the mistake is, as a user would write it. pydantic puts the chosen kind into the path; no user does."""
+    schema_kinds = {"constant", "poisson", "gamma", "step", "ramp", "spike", "square", "diurnal", "servegen", "trace"}
+    path, before = "", ""
+    for part in detail["loc"]:
+        if isinstance(part, int):
+            path += f"[{part}]"
+        elif not (before == "arrivals" and part in schema_kinds) and not (
+            before in {"input", "output"} and part in {"fixed", "uniform", "lognormal"}
+        ):
+            path += f".{part}" if path else part
+        before = str(part)
+    return path
+
+
+def _all_fields() -> list[str]:
+    definitions = Scenario.model_json_schema()
+    sections = [definitions, *definitions["$defs"].values()]
+    return sorted({name for section in sections for name in section.get("properties", ())})
+
+
+def _shown(value: object) -> str:
+    text = (
+        {None: "null", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else repr(value)
+    )
+    return text if len(text) <= _MAX_SHOWN else text[: _MAX_SHOWN - 3] + "..."

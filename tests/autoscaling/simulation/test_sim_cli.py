@@ -1,0 +1,84 @@
+"""`archipelago simulate` as people use it: what it writes, and how it says what is wrong."""
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from cli_builders import refused
+
+from autoscaling.simulation.commands import add_commands
+
+Ran = Callable[..., tuple[int, str, str]]
+MODEL = "meta-llama/Llama-3.1-70B"
+
+
+@pytest.fixture
+def simulated(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Ran:
+    """Runs `simulate` with what is needed, replaced or added to by the arguments."""
+    trace = tmp_path / "day.csv"
+    rows = "".join(f"{second},1000,100\n" for second in range(1, 200))
+    trace.write_text(f"arrival_s,input_tokens,output_tokens\n{rows}", encoding="utf-8")
+
+    def run(*argv: object, **options: object) -> tuple[int, str, str]:
+        given = {"trace": trace, "cluster": "1x dgx-h100", "model": MODEL, "policy": "static", "ttft": "2s"}
+        named = [f"--{name.replace('_', '-')}={value}" for name, value in (given | options).items()]
+        parser = argparse.ArgumentParser()
+        add_commands(parser.add_subparsers(), lambda model: None)
+        arguments = parser.parse_args(["simulate", *named, *map(str, argv)])
+        code = arguments.run(arguments)
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def test_the_result_is_written_and_told(simulated: Ran, tmp_path: Path) -> None:
+    out = tmp_path / "new" / "result.json"
+    code, output, errors = simulated(out=out, initial="tp4=2", seed=3, tpot="50ms")
+    assert (code, errors) == (0, "")
+    assert "100.00% of all arrivals" in output
+    result = json.loads(out.read_text(encoding="utf-8"))
+    assert result["arrivals"] == result["good"] == 199
+    assert result["gpu_hours"] == pytest.approx(8 * 199 / 3600)
+    assert (result["policy"], result["trace"], result["seed"]) == ("static", "day", 3)
+    assert result["series"]["gpus"] == {"tp4": pytest.approx([8] * 4)}
+
+
+def test_json_is_printed_alone(simulated: Ran) -> None:
+    code, output, _ = simulated("--json", initial="tp4=1")
+    assert code == 0
+    assert json.loads(output)["attainment"] == 1.0
+
+
+def test_the_slo_can_be_given_in_one(simulated: Ran) -> None:
+    _, output, _ = simulated("--json", initial="tp4=1", slo="ttft=2s,tpot=1ms,percentile=p90")
+    assert json.loads(output)["attainment"] == 0.0, "no step takes a millisecond"
+
+
+def test_truth_slows_the_replicas_down(simulated: Ran) -> None:
+    tpot_s = [json.loads(simulated("--json", initial="tp4=1", truth=factor)[1])["tpot_s"]["p50"] for factor in (1, 2)]
+    assert tpot_s[1] == pytest.approx(2 * tpot_s[0], rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"policy": "clever"}, "--policy is 'clever'; it must be one of "),
+        ({"trace": "/nowhere.csv"}, "/nowhere.csv cannot be read as CSV"),
+        ({"initial": "tp4"}, "--initial: 'tp4' is not accepted; give a shape and how many replicas: tp4=2"),
+        ({"initial": "tp4=0"}, "--initial: 'tp4=0' is not accepted"),
+        ({"initial": "tp4=1,tp4=1"}, "tp4 is given twice"),
+        ({"initial": "tp3=1"}, "--initial is 'tp3=1'; the shapes considered are "),
+        ({"initial": "tp4=3"}, "max_gpus is 8; the cluster has 8 GPUs and the initial pools (3 x tp4) take 12"),
+        ({"max_gpus": 64}, "max_gpus is 64; the cluster has 8"),
+        ({"slo": "speed=2"}, "--slo: 'speed=2' is not accepted"),
+        ({"ttft": "fast"}, "--ttft"),
+        ({"seed": -1}, "--seed is -1"),
+        ({"truth": 0}, "truth of "),
+        ({"start_time": "soon"}, "--start-time"),
+        ({"model": "nobody/knows"}, "model is 'nobody/knows'"),
+    ],
+)
+def test_mistakes_are_told_in_a_sentence(simulated: Ran, options: dict[str, object], message: str) -> None:
+    assert message in refused(simulated(**options))

@@ -1,0 +1,84 @@
+from pathlib import Path
+
+from control_builders import MODEL
+from loop_builders import APPROVAL, TICK_S, Running, pools, story, world
+
+from autoscaling.approvals import Answer, answer
+
+TWO, WIDE = pools("2 x tp2"), pools("1 x tp4")
+
+
+def test_a_proposal_waits_for_a_person(tmp_path: Path) -> None:
+    here = world(tmp_path)
+    here.wanted = {MODEL: TWO}
+    with Running(here, mode="approve") as running:
+        assert story(running.tick(3)) == [("cheapest", "waiting")]
+        assert not here.asked
+        answer(tmp_path, 1, Answer(is_approved=True, by="alice"))
+        entries = running.tick()
+        assert story(entries) == [("cheapest", "acted")]
+        assert entries[0].by == "alice"
+        assert here.asked == [{"tp2": 2}]
+        assert "`archipelago approve 1`" in here.said[0]
+
+
+def test_an_approval_of_what_is_not_right_any_more_does_nothing(tmp_path: Path) -> None:
+    here = world(tmp_path)
+    here.wanted = {MODEL: TWO}
+    with Running(here, mode="approve") as running:
+        running.tick()
+        answer(tmp_path, 1, Answer(is_approved=True, by="alice"))
+        here.wanted = {MODEL: WIDE}
+        entries = running.tick()
+        assert story(entries) == [("cheapest", "withdrawn"), ("cheapest", "waiting")]
+        assert entries[0].why == "Now: for 1 x tp4"
+        here.wanted = {}
+        assert running.tick()[1].state == "withdrawn"
+        here.wanted = {MODEL: TWO}
+        assert running.tick(2)[-1].state == "waiting"  # a new number: the old yes is not for it
+    assert not here.asked
+
+
+def test_a_proposal_stands_while_nothing_is_seen_but_is_not_carried_out(tmp_path: Path) -> None:
+    here = world(tmp_path)
+    here.wanted = {MODEL: TWO}
+    with Running(here, mode="approve") as running:
+        running.tick()
+        answer(tmp_path, 1, Answer(is_approved=True, by="alice"))
+        here.blind = "the last sample is old"
+        assert running.tick()[0].state == "waiting"
+        assert not here.asked
+        here.blind = None
+        assert running.tick()[0].state == "acted"
+
+
+def test_what_is_rejected_is_not_proposed_again_for_a_while(tmp_path: Path) -> None:
+    here = world(tmp_path)
+    here.wanted = {MODEL: TWO}
+    with Running(here, mode="approve") as running:
+        running.tick()
+        answer(tmp_path, 1, Answer(is_approved=False, by="bob", why="a demo"))
+        (rejected,) = running.tick()
+        assert (rejected.state, rejected.by, rejected.why) == ("rejected", "bob", "a demo")
+        assert len(running.tick(int(APPROVAL.rejected_s / TICK_S) - 1)) == 1
+        assert story(running.tick())[-1] == ("cheapest", "waiting")
+    assert not here.asked
+
+
+def test_a_proposal_that_nobody_answers_expires(tmp_path: Path) -> None:
+    here = world(tmp_path)
+    here.wanted = {MODEL: TWO}
+    with Running(here, mode="approve") as running:
+        running.tick(int(APPROVAL.expires_s / TICK_S))
+        assert story(running.tick()) == [("cheapest", "expired")]
+        assert story(running.tick()) == [("cheapest", "expired"), ("cheapest", "waiting")]
+
+
+def test_a_proposal_outlives_the_autoscaler(tmp_path: Path) -> None:
+    here = world(tmp_path)
+    here.wanted = {MODEL: TWO}
+    with Running(here, mode="approve") as running:
+        running.tick()
+    answer(tmp_path, 1, Answer(is_approved=True, by="alice"))
+    with Running(here, mode="approve") as running:
+        assert story(running.tick()) == [("cheapest", "acted")]

@@ -1,0 +1,216 @@
+import argparse
+import csv
+import json
+from collections import Counter
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sse_servers import HEAD, Piece, Server, obliging, serving, token
+
+from loadtests.load_command import add_commands
+from loadtests.merging import merged
+from loadtests.plan import Folder
+from loadtests.prompts import token_prompts
+from loadtests.records import Record, Run, read_run, write_run
+from loadtests.run import LoadError, run
+from loadtests.scenario import Scenario
+from loadtests.schedule import requests_of
+
+LENGTHS = {"input": {"kind": "uniform", "least": 5, "most": 20}, "output": {"kind": "uniform", "least": 2, "most": 6}}
+
+
+def scenario(url: str = "http://127.0.0.1:1", **changes: Any) -> Scenario:
+    given = {"name": "t", "url": url, "duration_s": 2.0, "drain_s": 10.0, "lengths": LENGTHS}
+    return Scenario.model_validate({**given, "arrivals": {"kind": "poisson", "rate": 20}, **changes})
+
+
+# --- with Locust -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_share_one_schedule_and_one_start(workers: int, tmp_path: Path) -> None:
+    with serving(partial(obliging, ttft_s=0.02, tpot_s=0.005)) as server:
+        events = [{"at_s": 1.0, "command": ["echo", "hello"]}]
+        given = scenario(server.url, workers=workers, events=events)
+        found = read_run(run(given, tmp_path))
+    requests = list(requests_of(given))
+    assert Counter(record.outcome for record in found.records) == {"ok": len(requests)}
+    assert [record.id for record in found.records] == [each.id for each in requests]
+    assert all(record.worker == record.id % workers for record in found.records)
+    assert [record.scheduled_s for record in found.records] == [each.at_s for each in requests]
+    _each_was_sent_once(server, given)
+    assert all(record.sent_s is not None and record.sent_s >= record.scheduled_s for record in found.records)
+    assert [client["requests"] for client in found.header["client"]] == [
+        len(range(worker, len(requests), workers)) for worker in range(workers)
+    ]
+    assert [(line.kind, line.detail, line.at_s >= 1.0) for line in found.events] == [("command", "hello", True)]
+    _locust_shows_rows(tmp_path, len(requests))
+
+
+def _each_was_sent_once(server: Server, given: Scenario) -> None:
+    prompts = token_prompts(given.seed)
+    wanted = [json.loads(b"[" + prompts.of(each.id, each.input_tokens) + b"]") for each in requests_of(given)]
+    assert sorted(map(str, wanted)) == sorted(str(body["prompt"]) for body in server.bodies)
+
+
+def _locust_shows_rows(folder: Path, requests: int) -> None:
+    with (folder / "locust_stats.csv").open(newline="") as file:
+        rows = {row["Type"]: row for row in csv.DictReader(file)}
+    assert {kind: int(rows[kind]["Request Count"]) for kind in ("POST", "TTFT", "TPOT")} == dict.fromkeys(
+        ("POST", "TTFT", "TPOT"), requests
+    )
+    assert 20 <= float(rows["TTFT"]["Min Response Time"])
+    assert 4 <= float(rows["TPOT"]["Min Response Time"]) < 20
+
+
+@pytest.mark.slow
+def test_what_is_under_way_at_the_end_is_in_the_result(tmp_path: Path) -> None:
+    def script(body: dict[str, object]) -> list[Piece]:
+        return [HEAD, token("a", 7), 60.0]
+
+    with serving(script) as server:
+        given = scenario(server.url, duration_s=1.0, drain_s=0.5, arrivals={"kind": "constant", "rate": 20})
+        found = read_run(run(given, tmp_path))
+    assert [record.outcome for record in found.records] == ["unfinished"] * 20
+
+
+# --- before anything is sent -----------------------------------------------------------------------------------------
+
+
+def test_nobody_there_is_one_clear_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = argparse.ArgumentParser()
+    add_commands(root.add_subparsers())
+    out = tmp_path / "out"
+    arguments = root.parse_args(["load", "smoke", "--url", "http://127.0.0.1:1", "--out", str(out)])
+    assert arguments.run(arguments) == 1
+    error = capsys.readouterr().err
+    assert len(error.strip().splitlines()) == 1
+    for word in ("nothing answers at http://127.0.0.1:1", "make serve", "--url"):
+        assert word in error
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["no-such"], ["no-such", "smoke"]),
+        (["smoke", "--duration", "-3"], ["duration_s", "-3"]),
+        (["smoke", "--workers", "0"], ["workers", "0"]),
+        (["smoke", "--url", "localhost:8000"], ["url", "localhost:8000"]),
+        (["smoke", "--reference", "nowhere.jsonl"], ["nowhere.jsonl"]),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_told_like_one_in_the_file(
+    options: list[str], words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = argparse.ArgumentParser()
+    add_commands(root.add_subparsers())
+    arguments = root.parse_args(["load", *options])
+    assert arguments.run(arguments) == 1
+    error = capsys.readouterr().err
+    for word in words:
+        assert word in error
+
+
+def test_a_schedule_without_requests_is_a_mistake(tmp_path: Path) -> None:
+    with pytest.raises(LoadError, match="no request arrives"):
+        run(scenario(arrivals={"kind": "poisson", "rate": 0.0}), tmp_path)
+
+
+# --- after the run ---------------------------------------------------------------------------------------------------
+
+
+def record(number: int, at_s: float, **changes: Any) -> Record:
+    """A request of `scenario()` that went well."""
+    request = next(each for each in requests_of(scenario()) if each.id == number)
+    good = Record(
+        id=number,
+        worker=number % 2,
+        class_name=None,
+        scheduled_s=at_s,
+        sent_s=at_s + 0.001,
+        first_s=at_s + 0.1,
+        last_s=at_s + 0.2,
+        ended_s=at_s + 0.2,
+        input_tokens=request.input_tokens,
+        output_tokens=request.output_tokens,
+        asked_input_tokens=request.input_tokens,
+        asked_output_tokens=request.output_tokens,
+        events=2,
+        longest_gap_s=0.1,
+        outcome="ok",
+        status=200,
+        detail=None,
+        finish_reason="length",
+        replica=None,
+        text_sha="aa",
+    )
+    return replace(good, **changes)
+
+
+def left_by(
+    folder: Folder, workers: int, records: list[Record], *, lag_ms: float = 1.0, dead: int | None = None
+) -> None:
+    for worker in range(workers):
+        lines = [each.to_json() + "\n" for each in records if each.worker == worker]
+        folder.worker_records(worker).write_text("".join(lines) + ('{"id": 9' if worker == dead else ""))
+        if worker != dead:
+            folder.worker_figures(worker).write_text(json.dumps({"loop_lag_ms": {"p99": lag_ms}}))
+
+
+def test_a_worker_that_died_is_a_reason_and_its_requests_are_counted(tmp_path: Path) -> None:
+    folder, given = Folder(path=tmp_path), scenario(workers=2)
+    requests = tuple(requests_of(given))
+    left_by(folder, 2, [record(each.id, each.at_s) for each in requests[:7]], dead=1)
+    header, records = merged(given, folder, requests, {})
+    assert [each.id for each in records] == [each.id for each in requests]
+    assert Counter(each.outcome for each in records) == {"ok": 7, "unfinished": len(requests) - 7}
+    assert "worker 1" in header["invalid"][0]
+    assert f"{len(requests) - 7} of {len(requests)}" in header["invalid"][1]
+
+
+@pytest.mark.parametrize(
+    ("sent_late_s", "woke_late_ms", "is_valid"), [(0.001, 1, True), (0.03, 1, False), (0.001, 30, False)]
+)
+def test_a_client_that_lags_makes_a_run_invalid(
+    sent_late_s: float, woke_late_ms: float, is_valid: bool, tmp_path: Path
+) -> None:
+    folder, given = Folder(path=tmp_path), scenario()
+    requests = tuple(requests_of(given))
+    records = [record(each.id, each.at_s, worker=0, sent_s=each.at_s + sent_late_s) for each in requests]
+    left_by(folder, 1, records, lag_ms=woke_late_ms)
+    header, _ = merged(given, folder, requests, {})
+    assert (header["invalid"] == []) == is_valid
+    assert is_valid or "30.0 ms late (p99), above max_lag_ms (20)" in header["invalid"][0]
+
+
+def test_requests_that_found_no_file_make_a_run_invalid(tmp_path: Path) -> None:
+    folder, given = Folder(path=tmp_path), scenario()
+    requests = tuple(requests_of(given))
+    failed = {"outcome": "unreachable", "detail": "OSError: [Errno 24] Too many open files"}
+    left_by(folder, 1, [record(each.id, each.at_s, worker=0, **failed) for each in requests])
+    header, _ = merged(given, folder, requests, {})
+    assert "ulimit -n" in header["invalid"][0]
+
+
+def test_a_text_that_is_not_that_of_the_reference_is_a_failure(tmp_path: Path) -> None:
+    folder, given = Folder(path=tmp_path), scenario()
+    requests = tuple(requests_of(given))
+    left_by(folder, 1, [record(each.id, each.at_s, worker=0) for each in requests])
+    reference = {each.id: record(each.id, each.at_s) for each in requests[1:]}
+    reference[2] = replace(reference[2], text_sha="bb")
+    reference[3] = replace(reference[3], text_sha="bb", outcome="cut")
+    _, records = merged(given, folder, requests, reference)
+    assert [each.id for each in records if each.outcome == "text-differs"] == [2]
+
+
+def test_a_reference_of_another_scenario_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "reference.jsonl"
+    for changes, words in (({"asked_input_tokens": 999}, "another scenario"), ({"text_sha": None}, "greedy: true")):
+        write_run(path, Run(header={}, events=(), records=(record(0, 0.0, **changes),)))
+        with pytest.raises(LoadError, match=words):
+            run(scenario(greedy=True, check_text=str(path)), tmp_path / "out")
