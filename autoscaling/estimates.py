@@ -12,6 +12,9 @@ from placement import Shape, Slo
 
 _MOST_TOTAL = 8  # more replicas share their queues no better
 _ROUNDING = 1e-9
+# Unlike replicas do not get just what each can take: in simulations pools of two shapes keep the SLO up to 70 to 75 % of
+# the sum of what they can, pools of one up to 90 to 95 %.
+_UNLIKE = 0.8
 
 
 class Estimates:
@@ -35,10 +38,11 @@ class Estimates:
     def servable_per_s(self, pools: Pools, demand: Demand) -> float:
         """Requests per second, of the lengths of `demand`, that `pools` serve within the SLO."""
         total = sum(pools.values())
-        return sum(
+        together = sum(
             self.capacity(shape, demand, total).requests_per_s * self._trust.get(shape, 1.0) * replicas
             for shape, replicas in pools.items()
         )
+        return together * _matched(pools)
 
     def saturation_per_s(self, pools: Pools, demand: Demand) -> float:
         """Requests per second that `pools` answer at all."""
@@ -77,7 +81,7 @@ class Estimates:
         most_per_s = sum(rate * trust * count for _, rate, trust, count in able)
         if most_per_s <= 0:
             return 0.0
-        load = demand.requests_per_s / most_per_s
+        load = demand.requests_per_s / (most_per_s * _matched(pools))
         return sum(one.attainment(rate * load) * rate * trust * count for one, rate, trust, count in able) / most_per_s
 
     def needed(self, shape: Shape, demands: Iterable[Demand], beside: Pools | None = None, *, most: int) -> int | None:
@@ -100,6 +104,11 @@ class Estimates:
         # Replicas in company do more each, so this many could be enough, and not many more are.
         fewest = max(1, math.floor(missing_per_s / best))
         return next((replicas for replicas in range(fewest, most + 1) if suffices(replicas)), None)
+
+
+def _matched(pools: Pools) -> float:
+    """The share of what its replicas can that a fleet can."""
+    return _UNLIKE if len(pools) > 1 else 1.0
 
 
 def _none_last(replicas: int | None) -> float:

@@ -9,6 +9,7 @@ from deployments.config_messages import ConfigError, refused, shown
 from deployments.controller.records import ModelRecord
 from deployments.fleet import FleetPlan
 from deployments.placing import place_replicas, shapes_that_hold
+from deployments.predicted_speed import predicted_speeds
 from deployments.reconcile import Desired, Limits, Pool
 from deployments.routing import Limits as AdmissionLimits
 from placement import Cluster, Layout, Shape
@@ -46,7 +47,13 @@ def _record(config: Config, checked: CheckedModel, shape: Shape, cluster: Cluste
     )
     # A shape that was given and placed is one the user may come back to, whatever the planner thinks of it.
     known: dict[Shape, int] = {**shapes, shape: desired.min_memory_bytes} if shapes else {}
-    return ModelRecord(plan=fleet_plan(config, checked), desired=desired, configured_limits=limits, shapes=known)
+    return ModelRecord(
+        plan=fleet_plan(config, checked),
+        desired=desired,
+        configured_limits=limits,
+        shapes=known,
+        speeds=predicted_speeds(model, checked.spec, known, cluster) if checked.spec else {},
+    )
 
 
 def refuse_clashes(wanted: Sequence[ModelRecord], served: Mapping[str, ModelRecord]) -> None:

@@ -40,7 +40,7 @@ AUTO = "auto"
 _DEFAULT_UTILISATION = 0.92  # vLLM's gpu_memory_utilization
 # With these the weights take less room than the model's own config says; how much less only vLLM knows.
 _SHRINKING = ("quantization", "quantization_config", "cpu_offload_gb", "offload_backend")
-_USUAL_REQUESTS = Workload(input_tokens=Lengths(mean_tokens=1024), output_tokens=Lengths(mean_tokens=256))
+USUAL_REQUESTS = Workload(input_tokens=Lengths(mean_tokens=1024), output_tokens=Lengths(mean_tokens=256))
 _READING_ALONG = Slo(ttft_s=2.0, tpot_s=0.05)  # 20 tokens/s, about twice as fast as people read
 _GIB = 2**30
 _FREE: Mapping[str, Sequence[Layout]] = MappingProxyType({})
@@ -208,7 +208,7 @@ class _Need:
             found = plan(
                 model,
                 cluster,
-                _USUAL_REQUESTS,
+                USUAL_REQUESTS,
                 slo,
                 kv_bytes_per_element=self.kv_bytes_per_element,
                 utilisation=self.utilisation,

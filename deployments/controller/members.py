@@ -3,8 +3,9 @@
 from collections.abc import Iterable, Mapping
 
 from deployments.controller.records import Intent, ModelRecord, ReplicaRecord
-from deployments.membership import Member, Membership
+from deployments.membership import UNKNOWN_SPEED, Member, Membership
 from deployments.replica import ReplicaReport
+from deployments.routing import PredictedSpeed
 
 
 def membership(
@@ -14,7 +15,11 @@ def membership(
     mine = [one for one in replicas if one.model == record.plan.model]
     return Membership(
         version=version,
-        members=tuple(_member(one, reports[one.name]) for one in mine if one.name in reports),
+        members=tuple(
+            _member(one, reports[one.name], record.speeds.get(one.layout.shape, UNKNOWN_SPEED))
+            for one in mine
+            if one.name in reports
+        ),
         planned_replicas=sum(one.intent is Intent.RUN for one in mine),
         hold_s=max(record.plan.hold_s, 2 * record.stall_s),
         holds_new=record.is_held,
@@ -22,7 +27,7 @@ def membership(
     )
 
 
-def _member(record: ReplicaRecord, report: ReplicaReport) -> Member:
+def _member(record: ReplicaRecord, report: ReplicaReport, speed: PredictedSpeed) -> Member:
     return Member(
         replica=record.name,
         shape=str(record.layout.shape),
@@ -32,4 +37,5 @@ def _member(record: ReplicaRecord, report: ReplicaReport) -> Member:
         leaves=record.intent in (Intent.MOVE, Intent.STOP),
         max_running=report.max_running,
         kv_tokens=report.kv_tokens,
+        speed=speed,
     )

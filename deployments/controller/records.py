@@ -15,6 +15,7 @@ from deployments.control.gate import Caller
 from deployments.control.leases import LeaseRecord
 from deployments.fleet import FleetPlan
 from deployments.reconcile import Desired, Limits, Record
+from deployments.routing import PredictedSpeed
 from placement import Layout, Shape
 
 _NAMESPACE = b"archipelago"
@@ -47,6 +48,7 @@ class ModelRecord:
     ``asked_limits`` come with the last target, by name, and hold for it instead of the configured ones.
     ``shapes`` are those that hold the model on this cluster, with the GPU memory each needs: what may be asked for, and
     the candidates when hardware is lost. Empty when the size of the model is not known.
+    ``speeds`` are what the planner predicts of them, where it knows the GPUs.
     ``starts_s`` is how long the last start of each shape took; the shape that was started last is last.
     """
 
@@ -54,6 +56,7 @@ class ModelRecord:
     desired: Desired
     configured_limits: Limits
     shapes: Mapping[Shape, int]
+    speeds: Mapping[Shape, PredictedSpeed] = field(default_factory=dict)
     asked_limits: Mapping[str, Any] = field(default_factory=dict)
     memory: Record = field(default_factory=Record)
     is_closing: bool = False

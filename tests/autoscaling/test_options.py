@@ -41,7 +41,7 @@ def test_too_little_is_there_what_is_needed_and_one_more_alone_and_beside():
         "1 x tp8": "repartition",
         "2 x tp2 + 1 x tp8": "repartition",
         "21 x tp1": "repartition",
-        "5 x tp1 + 2 x tp2": "repartition",
+        "10 x tp1 + 2 x tp2": "repartition",
     }
 
 

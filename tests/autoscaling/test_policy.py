@@ -158,7 +158,7 @@ def test_gpus_given_up_too_early_are_given_up_later_the_next_time():
 
     play = Play(asked, pools("2 x tp4"), rules(tpot_ms=45, ttft_ms=700)).until(6000)
 
-    assert [act.kind for act in play.acts] == ["replicas", "repartition"]
+    assert [act.target for act in play.acts] == ["1 x tp4", "2 x tp4"]
     assert play.acts[-1].at_s < 1300
     assert play.memory.regrets == 1
 
