@@ -11,7 +11,7 @@ from typing import Protocol
 
 from autoscaling.approvals import forget_answer, take_answer
 from autoscaling.decision import Decision
-from autoscaling.entries import Basis, Entry, State, change_of
+from autoscaling.entries import Basis, Entry, Outcome, State, change_of
 from autoscaling.fleet_client import AwayError, RefusedError, Target
 from autoscaling.ledger import Ledger
 from autoscaling.observation import Fleet, spelled
@@ -78,10 +78,17 @@ class Actor:
         self._withdraw(seen, decision)
         failed = self._failed_before(seen, decision)
         if failed is None:
-            return self._try(self._open(seen, decision, "trying"), fleet, seen.at_s)
+            entry = self._open(seen, decision, "trying")
+            self._say(_sentence(entry))
+            return self._try(entry, fleet, seen.at_s)
         if seen.at_s - failed.since_s < RETRY_S:
             return None
         return self._try(self._move(failed, "trying", seen.at_s), fleet, seen.at_s)
+
+    def judge(self, entry: Entry, outcome: Outcome, at_s: float) -> None:
+        """Write down what a change brought."""
+        self._ledger.judge(entry, outcome, at_s=at_s)
+        self._say(f"{entry.model}: decision {entry.number}, {change_of(entry)}: {outcome.verdict}. {outcome.why}")
 
     def is_rejected(self, model: str, decision: Decision, at_s: float) -> bool:
         """Whether a person has rejected that lately."""
@@ -143,7 +150,7 @@ class Actor:
             if (was.kind, was.cause, was.target) == (decision.kind, decision.cause, decision.target):
                 return None
         entry = self._open(seen, decision, "noted")
-        self._say(f"{entry.model}: decision {entry.number} ({decision.cause}): {change_of(entry)}. {decision.reason}")
+        self._say(_sentence(entry))
         return entry
 
     def _withdraw(self, seen: Seen, decision: Decision) -> None:
@@ -172,8 +179,14 @@ class Actor:
     def _move(self, entry: Entry, state: State, at_s: float, why: str = "", by: str = "") -> Entry:
         moved = self._ledger.move(entry, state, at_s=at_s, why=why, by=by)
         if state != "trying":
-            self._say(f"{entry.model}: decision {entry.number} is {state}. {why}".rstrip())
+            self._say(f"{entry.model}: decision {entry.number}, {change_of(entry)}, is {state}. {why}".rstrip())
         return moved
 
     def _in_state(self, model: str, state: State) -> list[Entry]:
         return [entry for entry in self._ledger.of(model) if entry.state == state]
+
+
+def _sentence(entry: Entry) -> str:
+    """A decision with its reason."""
+    decision = entry.decision
+    return f"{entry.model}: decision {entry.number} ({decision.cause}): {change_of(entry)}. {decision.reason}"

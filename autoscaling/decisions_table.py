@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
+from typing import Literal
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -15,22 +16,22 @@ _UNKNOWN = "?"
 
 
 def entries_shown(entries: Iterable[Entry]) -> RenderableType:
-    """One row for each decision."""
-    columns = ("number", "at", "model", "decision", "cause", "state", "verdict", "why")
+    """One row for each decision; of which model only where there are several, so that there is room for the reason."""
+    shown = list(entries)
+    has_many = len({entry.model for entry in shown}) > 1
+    columns = ("number", "at", *(["model"] if has_many else []), "decision", "state", "why")
     rows = (
         (
             str(entry.number),
-            _time(entry.at_s),
-            entry.model,
+            datetime.fromtimestamp(entry.at_s).isoformat(sep=" ", timespec="seconds"),
+            *([entry.model] if has_many else []),
             change_of(entry),
-            entry.decision.cause,
-            _state(entry),
-            entry.outcome.verdict if entry.outcome else "",
-            entry.decision.reason,
+            f"{_state(entry)}, {entry.outcome.verdict}" if entry.outcome else _state(entry),
+            f"{entry.decision.cause}: {entry.decision.reason}",
         )
-        for entry in entries
+        for entry in shown
     )
-    return _table(columns, rows, numbers={"number"})
+    return _table(columns, rows, numbers={"number"}, whole={"number", "at"})
 
 
 def entry_line(entry: Entry) -> Text:
@@ -146,10 +147,14 @@ def _length(length_s: float | None) -> str:
     return f"{length_s * 1e3:.1f} ms" if length_s < 1 else f"{length_s:.1f} s"
 
 
-def _table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: Iterable[str] = ()) -> Table:
+def _table(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: Iterable[str] = (), whole: Iterable[str] = ()
+) -> Table:
+    """`numbers` are columns to the right, `whole` those that are never broken."""
     table = Table()
     for column in columns:
-        table.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
+        justify: Literal["left", "right"] = "right" if column in numbers else "left"
+        table.add_column(column, justify=justify, overflow="fold", no_wrap=column in whole)
     for row in rows:
         table.add_row(*map(plain, row))
     return table

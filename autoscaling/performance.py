@@ -25,7 +25,7 @@ _STEP = math.log(2) / 2  # of lengths
 _FACTOR_STEP = math.log(1.1)
 _LEAST_COMPUTED = 2**-6  # share of prompt tokens; fewer change nothing
 _MOST_TOKENS = 1e8  # that `Lengths` takes
-_LEAST_SPREAD = 0.5  # points are at spreads 0, 0.5, 1.5, 3.5, ...
+_SPREAD_STEP = math.log(1.4)  # points are at spreads 0, 0.4, 0.96, 1.74, ...: what can be done bends between
 _MOST_SPREAD = 10.0
 _KEPT_KINDS, _KEPT_ANSWERS = 1_000, 100_000  # the latter are some 100 MB
 
@@ -160,8 +160,8 @@ def _read_off(site: Site, known: Callable[[_Like], _Ceilings], shape: Shape, ask
         math.log(asked.input_tokens.mean_tokens) / _STEP,
         math.log(asked.output_tokens.mean_tokens) / _STEP,
         math.log(max(1 - asked.prefix_hit_rate, _LEAST_COMPUTED)) / _STEP,
-        math.log2(1 + asked.input_tokens.spread / _LEAST_SPREAD),
-        math.log2(1 + asked.output_tokens.spread / _LEAST_SPREAD),
+        math.log1p(asked.input_tokens.spread) / _SPREAD_STEP,
+        math.log1p(asked.output_tokens.spread) / _SPREAD_STEP,
         math.log2(max(asked.dispersion, 1.0)),
         math.log2(asked.replicas),
         math.log(asked.step_factor) / _FACTOR_STEP,
@@ -195,7 +195,7 @@ def _case(like: _Like, vertex: Vertex) -> Case:
 def _lengths(length: int, spread: int) -> Lengths:
     return Lengths(
         mean_tokens=min(math.exp(length * _STEP), _MOST_TOKENS),
-        spread=min((2**spread - 1) * _LEAST_SPREAD, _MOST_SPREAD),
+        spread=min(math.expm1(spread * _SPREAD_STEP), _MOST_SPREAD),
     )
 
 

@@ -108,7 +108,7 @@ class Steward:
             return advisor.figures(pools, demand, corrections)
 
         for entry, outcome in self._settling.outcomes(self._ledger.of(model), observation, predict):
-            self._ledger.judge(entry, outcome, at_s=observation.at_s)
+            self._actor.judge(entry, outcome, observation.at_s)
             self._metrics.judged(model, outcome)
             if outcome.predicted is not None and outcome.realised is not None:
                 self._metrics.compared(model, outcome.predicted, outcome.realised)

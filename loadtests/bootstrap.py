@@ -17,9 +17,8 @@ from loadtests.measures import Floats, Requests
 
 BLOCK_S = 60.0
 FEWEST_BLOCKS = 10
-_CHUNK = 100  # resamples at once, which bounds the memory
 
-Counts = NDArray[np.int32]
+Counts = NDArray[np.int64]
 # A figure of a run for each row of counts, which say how often every block was drawn.
 Figure = Callable[["Blocked", Counts], Floats]
 
@@ -54,7 +53,8 @@ def blocked(requests: Requests, length_s: float, blocks: int) -> Blocked:
 
 def draws(rng: np.random.Generator, blocks: int, resamples: int) -> Counts:
     """How often each block is drawn in each resample."""
-    return rng.multinomial(blocks, np.full(blocks, 1 / blocks), size=resamples).astype(np.int32)
+    counts: Counts = rng.multinomial(blocks, np.full(blocks, 1 / blocks), size=resamples)
+    return counts
 
 
 def per_second(of: Callable[[Requests], Floats]) -> Figure:
@@ -88,18 +88,30 @@ def rank(of: Callable[[Requests], Floats], part: float) -> Figure:
         order = np.argsort(values)[: int((~np.isnan(values)).sum())]  # NaN sorts to the end
         if not len(order):
             return np.full(len(counts), math.nan)
-        block, ascending = run.block[order], values[order]
-        chunks = [counts[start : start + _CHUNK] for start in range(0, len(counts), _CHUNK)]
-        return np.concatenate([_ranked(ascending, chunk[:, block], part) for chunk in chunks])
+        return _ranked(values[order], run.block[order], counts, part)
 
     return figure
 
 
-def _ranked(ascending: Floats, weights: Counts, part: float) -> Floats:
-    passed = weights.cumsum(axis=1, dtype=np.int32)  # half the memory of what numpy would take, and most of the time
+def _ranked(ascending: Floats, block: NDArray[np.int64], counts: Counts, part: float) -> Floats:
+    """The values stand in rows; first the row is found that holds the rank, then the place in the row.
+
+    So each resample looks at about two square roots of the values, and not at all of them.
+    """
+    resamples, blocks = counts.shape
+    width = math.isqrt(len(ascending) - 1) + 1
+    rows = -(-len(ascending) // width)
+    padded = np.full(rows * width, blocks)  # a block that is never drawn fills the last row
+    padded[: len(block)] = block
+    in_row = np.bincount(np.arange(len(block)) // width * blocks + block, minlength=rows * blocks)
+    passed = (counts @ in_row.reshape(rows, blocks).T).cumsum(axis=1)
     total = passed[:, -1]
     wanted = np.maximum(1, np.ceil(part * total - 1e-9))
-    return np.where(total > 0, ascending[(passed >= wanted[:, None]).argmax(axis=1)], math.nan)
+    row = (passed >= wanted[:, None]).argmax(axis=1)
+    before = np.where(row > 0, passed[np.arange(resamples), row - 1], 0)
+    drawn = np.pad(counts, ((0, 0), (0, 1)))[np.arange(resamples)[:, None], padded.reshape(rows, width)[row]]
+    place = (before[:, None] + drawn.cumsum(axis=1) >= wanted[:, None]).argmax(axis=1)
+    return np.where(total > 0, ascending[np.minimum(row * width + place, len(ascending) - 1)], math.nan)
 
 
 def interval(differences: Floats, blocks: int, confidence: float = 0.95) -> Interval | None:

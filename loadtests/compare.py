@@ -150,7 +150,7 @@ def _length_s(run: Requests) -> float:
 
 
 def _difference(metric: Metric, runs: list[Blocked], counts: list[Counts]) -> Difference:
-    once = [np.ones((1, count.shape[1]), dtype=np.int32) for count in counts]
+    once = [np.ones((1, count.shape[1]), dtype=np.int64) for count in counts]
     a, b = (float(metric.figure(run, count)[0]) for run, count in zip(runs, once, strict=True))
     if math.isnan(a) or math.isnan(b):
         return _unknown(metric, a, b)

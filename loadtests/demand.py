@@ -116,7 +116,7 @@ class Trace(Section):
     """Recorded requests, played when they were recorded."""
 
     kind: Literal["trace"]
-    file: str = Field(min_length=1, description="A CSV with arrival_s,input_tokens,output_tokens[,session_id,class].")
+    file: str = Field(min_length=1, description="A CSV with arrival_s,input_tokens,output_tokens[,class].")
     from_s: Seconds = Field(default=0.0, description="Begin here in the recording.")
     scale: float = Field(default=1.0, gt=0, le=1000, description="Times as many requests; time is never compressed.")
 

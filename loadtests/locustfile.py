@@ -4,6 +4,7 @@ The one user of a worker only starts requests. All workers make the same schedul
 and start at the wall-clock time that it answers.
 """
 
+import csv
 import gc
 import json
 import os
@@ -16,6 +17,7 @@ import gevent.event  # type: ignore[import-untyped]
 from locust import User, events, task
 from locust.env import Environment
 from locust.runners import LocalRunner, MasterRunner, WorkerRunner
+from locust.stats import PERCENTILES_TO_REPORT, StatsCSV
 
 from loadtests.client import StreamClient, wording
 from loadtests.dispatch import Dispatcher
@@ -35,6 +37,10 @@ _start_at = gevent.event.AsyncResult()
 def _arrange(environment: Environment, **_: Any) -> None:
     """Let the master wait for all workers, twice: before the start and at the end."""
     runner = environment.runner
+    if not isinstance(runner, WorkerRunner):
+        environment.events.quit.add_listener(  # type: ignore[no-untyped-call]
+            lambda **_: _write_rows(environment)
+        )
     if isinstance(runner, WorkerRunner):
         runner.register_message(_START, lambda msg, **_: _start_at.set(msg.data["at"]))
     elif isinstance(runner, MasterRunner):
@@ -78,8 +84,8 @@ class Worker(User):
             at = _start()
         start_s = time.perf_counter() + at - time.time()
         client = StreamClient(_plan.scenario, words, worker=index, start_s=start_s)
-        # A line is written when it ends: what a worker found is not lost with the worker.
-        with _folder.worker_records(index).open("w", encoding="utf-8", buffering=1) as file:
+        # A line is written when it ends: what a worker found is not lost with the worker, nor ("x") if it began anew.
+        with _folder.worker_records(index).open("x", encoding="utf-8", buffering=1) as file:
 
             def keep(record: Record) -> None:
                 file.write(record.to_json() + "\n")
@@ -126,6 +132,12 @@ def _start() -> float:
     part.write_text(json.dumps({"at": at}), encoding="utf-8")
     part.replace(_folder.started)
     return at
+
+
+def _write_rows(environment: Environment) -> None:
+    """Write Locust's CSV once more: what Locust itself wrote last can be seconds old."""
+    with _folder.rows.open("w", newline="", encoding="utf-8") as file:
+        StatsCSV(environment, PERCENTILES_TO_REPORT).requests_csv(csv.writer(file))
 
 
 def _end(environment: Environment) -> None:

@@ -38,6 +38,11 @@ class Folder:
         """What Locust printed."""
         return self.path / "locust.log"
 
+    @property
+    def rows(self) -> Path:
+        """Locust's own figures, with rows for TTFT and TPOT."""
+        return self.path / "locust_stats.csv"
+
     def worker_records(self, worker: int) -> Path:
         """What one worker wrote as its requests ended."""
         return self.path / f"worker-{worker}.jsonl"

@@ -52,7 +52,7 @@ def run(
     folder = Folder(path=out_dir)
     _clear(folder, scenario.workers)
     host = f"{parts.scheme}://{parts.netloc}"
-    plan = Plan(scenario=scenario.model_copy(update={"url": host}), model=model, base_path=parts.path.rstrip("/"))
+    plan = Plan(scenario=scenario.model_copy(update={"url": host}), model=model, base_path=parts.path)
     folder.plan.write_text(plan.to_json(), encoding="utf-8")
 
     def actor(wait: Callable[[float], bool]) -> Actor:
@@ -72,7 +72,7 @@ def run(
 
 def _model(scenario: Scenario, environ: Mapping[str, str]) -> str:
     """The model to ask for, once the endpoint has answered."""
-    url = f"{scenario.url.rstrip('/')}/v1/models"
+    url = f"{scenario.url}/v1/models"
     key = environ.get(scenario.api_key_env) if scenario.api_key_env else None
     if scenario.api_key_env and not key:
         raise LoadError(f"api_key_env: the environment variable {scenario.api_key_env} is not set")
@@ -114,7 +114,10 @@ def _reference(scenario: Scenario, requests: Sequence[Request]) -> Mapping[int, 
 
 def _clear(folder: Folder, workers: int) -> None:
     """A folder without traces of an earlier run."""
-    folder.path.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LoadError(f"the results cannot be written to {folder.path}: {error.strerror}") from error
     old = [folder.started, folder.records]
     for worker in range(workers):
         old += [folder.worker_records(worker), folder.worker_figures(worker)]

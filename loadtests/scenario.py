@@ -111,7 +111,7 @@ class Scenario(Section):
 
     name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     about: str = Field(default="", description="What it is for.")
-    url: str = Field(default="http://127.0.0.1:8000", pattern=r"^https?://[^/\s]+", description="Without /v1.")
+    url: str = Field(default="http://127.0.0.1:8000", pattern=r"^https?://[^/\s]+", description="The endpoint.")
     model: str | None = Field(default=None, description="Default: the first that /v1/models names.")
     endpoint: Literal["completions", "chat"] = Field(
         default="completions",
@@ -136,6 +136,11 @@ class Scenario(Section):
     api_key_env: str | None = Field(default=None, description="The environment variable with the API key.")
     events: tuple[Event, ...] = Field(default=(), strict=False)
     control: Control | None = None
+
+    @field_validator("url")
+    @classmethod
+    def _without_version(cls, url: str) -> str:
+        return url.rstrip("/").removesuffix("/v1")  # clients of OpenAI are given it with /v1
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

@@ -1,6 +1,7 @@
-"""Recorded requests to replay: a CSV with `arrival_s,input_tokens,output_tokens`, and `session_id,class` if known.
+"""Recorded requests to replay: a CSV with `arrival_s,input_tokens,output_tokens`, and `class` where it is known.
 
-Columns are found by name, since public traces insert some. `archipelago simulate` reads the same form.
+Columns are found by name, and others are passed over. `archipelago simulate` reads the same form. Sessions are not held
+together: a recorded turn is sent when it was recorded, even if the answer before it has not ended this time.
 """
 
 import csv
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import TextIO
 
 _REQUIRED = ("arrival_s", "input_tokens", "output_tokens")
-_OPTIONAL = ("session_id", "class")
+_OPTIONAL = "class"
 
 
 class TraceError(ValueError):
@@ -25,7 +26,6 @@ class TraceRow:
     arrival_s: float
     input_tokens: int
     output_tokens: int
-    session_id: str | None
     class_name: str | None
 
 
@@ -46,7 +46,7 @@ def _rows(file: TextIO) -> tuple[TraceRow, ...]:
     if missing := [column for column in _REQUIRED if column not in header]:
         raise TraceError(
             f"there is no column {', '.join(missing)}; the header is {','.join(header)[:200]!r} and must have "
-            f"{', '.join(_REQUIRED)}, and may have {', '.join(_OPTIONAL)}"
+            f"{', '.join(_REQUIRED)}, and may have {_OPTIONAL}"
         )
     rows: list[TraceRow] = []
     for number, values in enumerate((row for row in reader if row), start=1):
@@ -72,8 +72,7 @@ def _row(number: int, values: Mapping[str, str]) -> TraceRow:
         arrival_s=arrival_s,
         input_tokens=_tokens(number, "input_tokens", values["input_tokens"]),
         output_tokens=_tokens(number, "output_tokens", values["output_tokens"]),
-        session_id=values.get("session_id") or None,
-        class_name=values.get("class") or None,
+        class_name=values.get(_OPTIONAL) or None,
     )
 
 

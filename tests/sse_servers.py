@@ -87,7 +87,7 @@ async def _handle(
     writer: asyncio.StreamWriter,
 ) -> None:
     server.connections += 1
-    with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError, ValueError):
+    with contextlib.closing(writer), contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
         while True:
             head = (await reader.readuntil(b"\r\n\r\n")).lower()
             if head.startswith(b"get"):
@@ -100,8 +100,7 @@ async def _handle(
             pieces = script(body)
             await _send(server, writer, pieces)
             if not pieces or not isinstance(pieces[-1], bytes) or not pieces[-1].endswith(LAST_CHUNK):
-                break  # an answer that does not say where it ends, ends with its connection
-    writer.close()
+                return  # an answer that does not say where it ends, ends with its connection
 
 
 @contextlib.contextmanager
@@ -134,7 +133,7 @@ def serving(script: Script, *, stall_at_s: float | None = None, stall_s: float =
         loop.run_forever()
         for task in asyncio.all_tasks(loop):
             task.cancel()
-        loop.run_until_complete(asyncio.sleep(0))
+        loop.run_until_complete(asyncio.sleep(0.01))  # so that connections are closed, too
         loop.close()
 
     thread = threading.Thread(target=serve, daemon=True)

@@ -61,7 +61,14 @@ def test_decisions_are_a_table_with_what_became_of_them(run: Run, tmp_path: Path
     assert (code, errors) == (0, "")
     first, *_ = rows(output)
     assert first[0] == "1"
-    assert first[2:7] == [MODEL, "1 x tp2 -> 1 x tp4", "cheapest", "acted", "as predicted"]
+    assert first[2:5] == ["1 x tp2 -> 1 x tp4", "acted, as predicted", "cheapest: for 1 x tp4"]
+
+
+def test_decisions_on_several_models_say_which(run: Run, tmp_path: Path) -> None:
+    with Running(world(tmp_path / "ledger", "other", MODEL), mode="advise") as running:
+        running.tick()
+    _, output, _ = run("decisions")
+    assert [row[2] for row in rows(output)] == ["other", MODEL]
 
 
 def test_why_shows_every_option_with_its_price_and_what_came_of_the_best(run: Run, tmp_path: Path) -> None:

@@ -27,6 +27,21 @@ def test_a_change_is_carried_out_and_then_held(tmp_path: Path) -> None:
         assert running.metric("last_decision_timestamp_seconds", model=MODEL) == here.now_s
 
 
+def test_whoever_watches_is_told_what_is_done_why_and_what_it_brought(tmp_path: Path) -> None:
+    here = world(tmp_path)
+    here.wanted, here.kind = {MODEL: WIDE}, "repartition"
+    with Running(here) as running:
+        running.tick(1, serving=True)
+        running.tick(int((SETTLE_S + 3 * 60) / TICK_S))
+    change = f"{MODEL}: decision 1, 1 x tp2 -> 1 x tp4"
+    told = [sentence for sentence in here.said if "decision 1" in sentence]
+    assert told[:2] == [
+        f"{MODEL}: decision 1 (cheapest): 1 x tp2 -> 1 x tp4. for 1 x tp4",
+        f"{change}, is acted. Version 4 of the fleet.",
+    ]
+    assert told[2].startswith(f"{change}: as predicted. 99.0% of the requests kept the SLO")
+
+
 def test_advice_is_written_when_it_changes_and_never_carried_out(tmp_path: Path) -> None:
     here = world(tmp_path)
     here.wanted = {MODEL: TWO}

@@ -106,6 +106,22 @@ def test_another_seed_of_the_same_load_is_compared_unpaired() -> None:
     assert comparison.blocks == 20
 
 
+@pytest.mark.parametrize(
+    ("changed", "paired"),
+    [
+        ({"first_s": 0.9}, True),
+        ({"input_tokens": 90}, True),  # what the server counts is not what was asked
+        ({"scheduled_s": 0.1}, False),
+        ({"asked_input_tokens": 90}, False),
+        ({"asked_output_tokens": 90}, False),
+        ({"class_name": "chat"}, False),
+    ],
+)
+def test_runs_are_paired_when_the_same_was_asked_at_the_same_time(changed: dict[str, Any], paired: bool) -> None:
+    rest = [record(float(index), id=index) for index in range(1, 100)]
+    assert compared(document([record(), *rest]), document([record(**changed), *rest])).paired is paired
+
+
 def test_runs_without_requests_or_answers() -> None:
     with pytest.raises(NotComparableError, match="a run without requests"):
         compared(document([]), document([]), anyway=True)

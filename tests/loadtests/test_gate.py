@@ -32,6 +32,7 @@ def gate(tmp_path: Path, records: list[Record], limits: str, **header: Any) -> i
 # TTFT 200 ms, TPOT 20 ms, 0.4 s in all, 11 tokens.
 GOOD = [record(float(index), id=index, class_name="chat") for index in range(100)]
 ONE_REFUSED = [*GOOD[:99], refused(99.0, id=99, class_name="code")]
+ONE_OF_A_THOUSAND = [*(record(index / 100, id=index) for index in range(999)), refused(10.0, id=999)]
 ONE_CUT = [*GOOD[:99], record(99.0, id=99, outcome="cut", output_tokens=None)]
 ONE_REPEATS = [*GOOD[:99], record(99.0, id=99, outcome="gap-or-repeat")]
 
@@ -52,6 +53,7 @@ ONE_REPEATS = [*GOOD[:99], record(99.0, id=99, outcome="gap-or-repeat")]
         (ONE_REFUSED, "{attainment: 99.5%, failed: 1%}", 1),
         (ONE_REFUSED, "{failed: 1%, lost_streams: 0}", 0),
         (ONE_REFUSED, "{failed: 1%, worst_minute: 99%}", 1),
+        (ONE_OF_A_THOUSAND, "{attainment: 99.9%, failed: 0.1%}", 0),  # 99.9 / 100 is more than 0.999
         (ONE_CUT, "{failed: 1%, lost_streams: 0}", 1),
         (ONE_CUT, "{failed: 1%, lost_streams: 1}", 0),
         (ONE_REPEATS, "{failed: 1%, damaged_streams: 0}", 1),

@@ -16,8 +16,8 @@ def written(folder: Path, text: str) -> Path:
 def test_columns_are_found_by_name_whatever_else_there_is(tmp_path: Path) -> None:
     text = "class,output_tokens,source,arrival_s,session_id,input_tokens\nchat,7,azure,0.5,s1,100\n,8,azure,0.5,,200\n"
     assert read_trace(written(tmp_path, "\ufeff" + text)) == (
-        TraceRow(arrival_s=0.5, input_tokens=100, output_tokens=7, session_id="s1", class_name="chat"),
-        TraceRow(arrival_s=0.5, input_tokens=200, output_tokens=8, session_id=None, class_name=None),
+        TraceRow(arrival_s=0.5, input_tokens=100, output_tokens=7, class_name="chat"),
+        TraceRow(arrival_s=0.5, input_tokens=200, output_tokens=8, class_name=None),
     )
 
 

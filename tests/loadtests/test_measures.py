@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from record_builders import columns, document, record, refused
+from record_builders import columns, document, record, refused, served
 
 from loadtests.measures import (
     by_class,
@@ -22,7 +22,7 @@ from loadtests.measures import (
 )
 from loadtests.records import OUTCOMES, Record
 from loadtests.slo import Limits, Slo, slo_of
-from loadtests.windows import by_minute, over_time, window_width_s
+from loadtests.windows import by_minute, over_time
 
 NO_SLO = slo_of({})
 
@@ -110,6 +110,8 @@ def test_every_arrival_is_in_the_denominator() -> None:
     assert whole.ttft_s.count == 9
     assert whole.tpot_s is not None
     assert whole.tpot_s.count == 6
+    assert whole.e2e_s is not None
+    assert whole.e2e_s.count == 6
     assert requests.span_s == 20.0
     assert whole.requests_per_s == whole.good_requests_per_s == pytest.approx(0.3)
     assert whole.output_tokens_per_s == pytest.approx(7 * 11 / 20)
@@ -200,6 +202,42 @@ def test_an_open_loop_sees_the_misses_that_a_closed_loop_hides() -> None:
     assert 1 - closed_figures.attainment == pytest.approx(0.024, abs=0.001)
 
 
+@pytest.mark.slow
+def test_where_the_definitions_agree_vllm_has_the_same_figures() -> None:
+    """`vllm bench serve` counts from sending; its percentiles lie between two values, ours are one of them."""
+    from vllm.benchmarks.lib.endpoint_request_func import RequestFuncOutput
+    from vllm.benchmarks.serve import calculate_metrics
+
+    rows = served(3, length_s=300, slower=1.5)
+    requests = columns(*rows, open_loop=False)
+    answers = [
+        RequestFuncOutput(
+            success=True,
+            latency=(row.last_s or 0) - (row.sent_s or 0),
+            ttft=(row.first_s or 0) - (row.sent_s or 0),
+            output_tokens=row.output_tokens or 0,
+            prompt_len=row.input_tokens or 0,
+            itl=[0.0],
+            start_time=row.sent_s or 0,
+        )
+        for row in rows
+    ]
+    goodput = {"ttft": 1000.0, "tpot": 50.0}
+    theirs, _ = calculate_metrics([], answers, requests.span_s, None, [50.0, 99.0], goodput)
+    ours = figures(requests, "all")
+    assert ours.ttft_s is not None
+    assert ours.tpot_s is not None
+    assert ours.e2e_s is not None
+    assert ours.ttft_s.mean * 1000 == pytest.approx(theirs.mean_ttft_ms)
+    assert ours.tpot_s.mean * 1000 == pytest.approx(theirs.mean_tpot_ms)
+    assert ours.e2e_s.mean * 1000 == pytest.approx(theirs.mean_e2el_ms)
+    assert ours.requests_per_s == pytest.approx(theirs.request_throughput)
+    assert ours.output_tokens_per_s == pytest.approx(theirs.output_throughput)
+    assert ours.good_requests_per_s == pytest.approx(theirs.request_goodput)
+    for found, told in ((ours.ttft_s, theirs.percentiles_ttft_ms), (ours.tpot_s, theirs.percentiles_tpot_ms)):
+        assert [found.p50 * 1000, found.p99 * 1000] == pytest.approx([float(value) for _, value in told], rel=0.01)
+
+
 RECORDS = st.lists(
     st.builds(
         lambda at_s, ttft_s, tokens, outcome, length: record(
@@ -242,38 +280,6 @@ def test_figures_hold_together(rows: list[Record]) -> None:
         assert requests.ttft_s.min() <= whole.ttft_s.p50 <= whole.ttft_s.p99 <= whole.ttft_s.max
         assert max(value for value in time.ttft_p99_s if value is not None) == pytest.approx(whole.ttft_s.max)
     assert len(time.from_s) <= 151
-
-
-def test_over_time() -> None:
-    """A stream of 40 tokens from 2 s to 6 s, and one refused at 3 s, in windows of half a second."""
-    stream = record(1.9, id=0, sent_s=2.0, first_s=2.0, last_s=6.0, ended_s=6.0, output_tokens=40, input_tokens=8)
-    time = over_time(columns(stream, refused(3.0, id=1)))
-    assert (time.window_s, len(time.from_s)) == (0.5, 13)
-    assert time.output_tokens_per_s[:5] == pytest.approx((0, 0, 0, 0, 10))
-    assert math.fsum(value or 0 for value in time.output_tokens_per_s) * time.window_s == pytest.approx(40)
-    assert time.input_tokens_per_s[4] == pytest.approx(16)
-    assert [index for index, value in enumerate(time.ttft_p50_s) if value is not None] == [3]  # when it was scheduled
-    assert (time.scheduled_per_s[3], time.sent_per_s[3], time.sent_per_s[4]) == (2, 0, 2)
-    assert (time.failed_per_s[6], time.in_flight[5]) == pytest.approx((2, 1))
-    assert time.answered_per_s[-1] is None  # of the last window the run saw nothing but its beginning
-
-
-def test_attainment_by_minute() -> None:
-    minutes = by_minute(columns(record(0.0), refused(59.9), record(180.0), record(181.0)))
-    assert [(minute.from_s, minute.arrivals, minute.attainment) for minute in minutes] == [
-        (0.0, 2, 0.5),
-        (60.0, 0, None),
-        (120.0, 0, None),
-        (180.0, 2, 1.0),
-    ]
-
-
-@pytest.mark.parametrize(
-    ("span_s", "arrivals", "expected"),
-    [(60, 6000, 0.5), (60, 60, 2), (1200, 10**5, 10), (1200, 240, 60), (10**6, 9, 3600)],
-)
-def test_windows_are_narrow_but_hold_enough_requests(span_s: float, arrivals: int, expected: float) -> None:
-    assert window_width_s(span_s, arrivals) == expected
 
 
 def test_a_distribution_leaves_out_what_was_not_measured() -> None:

@@ -1,0 +1,265 @@
+"""`archipelago whatif`: the user's own history, or a trace, under several policies, as an HTML page."""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from autoscaling.observation import Pools, gpus_of, pools_of, spelled
+from autoscaling.prometheus import Prometheus
+from autoscaling.simulation.oracles.scripted import Steps
+from autoscaling.simulation.policies import POLICIES
+from autoscaling.simulation.scenario import Scenario, ScenarioError
+from autoscaling.simulation.traces import Trace, TraceError, read_trace
+from autoscaling.site import Site, site_of
+from autoscaling.times import times_of
+from autoscaling.whatif.from_prometheus import read_past
+from autoscaling.whatif.past import Past, PastError
+from autoscaling.whatif.reconstruction import fidelity, reconstructed
+from autoscaling.whatif.replay import DEFAULT, Say, replayed
+from autoscaling.whatif.report_html import page
+from autoscaling.whatif.study import Study
+from autoscaling.whatif.verdict import verdict
+from placement import Shape, ShapeError
+from placement.given import ERRORS, KV_BYTES, FindConfig, InputError, cluster, constants_in, model, residuals_in, slo
+from placement.models.quantisation import PRECISIONS
+from placement.quantities import fraction, seconds
+
+FAILED = 1
+_DAY_S = 86_400.0
+_PATIENCE_S = 60.0  # for one answer of Prometheus: two weeks of histograms are much to gather
+_EXAMPLES = """\
+examples:
+  archipelago whatif --prometheus http://prometheus:9090 --model llama --source meta-llama/Llama-3.1-70B \\
+      --cluster '4x dgx-h100' --ttft 2s --tpot 50ms --out report.html
+  archipelago whatif --trace day.csv --source meta-llama/Llama-3.1-70B --cluster '4x dgx-h100' --initial tp4=2 \\
+      --ttft 2s --tpot 50ms --policies archipelago,static,dynamo --out report.html --json
+A day at 20 requests/s takes about a minute for each run; ray-serve and its like are tuned, which takes several runs.
+"""
+
+
+def add_commands(commands: Any, find_config: FindConfig, now: Callable[[], float] = time.time) -> None:  # noqa: TID251
+    """Add `whatif` to the command line; `find_config` looks a hub id up outside the catalogue, `now` is the clock."""
+    summary = "replay your own history under several policies: GPU-hours and SLO attainment of each, as one page"
+    command = commands.add_parser(
+        "whatif",
+        help=summary,
+        description=f"{summary[0].upper()}{summary[1:]}.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    history = command.add_mutually_exclusive_group(required=True)
+    history.add_argument("--prometheus", metavar="URL", help="where the history is: http://prometheus:9090")
+    history.add_argument("--trace", metavar="T.csv", type=Path, help="replay this instead: arrival_s,input_tokens,...")
+    command.add_argument("--model", metavar="NAME", help="as the series call it (default: what --source says)")
+    command.add_argument("--since", metavar="T", default="24h", help="how far back: 90min, 24h, 14d (default 24h)")
+    command.add_argument("--scrape-interval", metavar="T", default="15s", help="of that Prometheus (default 15s)")
+    command.add_argument("--token-file", metavar="FILE", type=Path, help="a file with that Prometheus's bearer token")
+    command.add_argument("--ca-file", metavar="FILE", type=Path, help="certificate authorities to trust for it")
+    command.add_argument("--prefix-hits", metavar="S", help="share of prompt tokens found in cache (default: measured)")
+    _add_scenario(command)
+    _add_output(command)
+    command.set_defaults(run=lambda arguments: _guarded(lambda: _whatif(arguments, find_config, now())))
+
+
+def _add_scenario(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--source", required=True, metavar="M", help="a hub id, a config.json, or where one is")
+    command.add_argument("--cluster", required=True, metavar="C", help="'4x dgx-h100', or a YAML or JSON file")
+    command.add_argument("--ttft", metavar="T", help="slowest first token: 2s")
+    command.add_argument("--tpot", metavar="T", help="slowest further token: 50ms")
+    command.add_argument("--percentile", metavar="P", default="p99", help="share that meets it (default p99)")
+    command.add_argument("--initial", metavar="POOLS", help="what runs at the start: tp4=2,tp8=1 (default: what ran)")
+    command.add_argument("--shapes", metavar="S", help="the only shapes to consider: tp4,tp8 (default: those worth it)")
+    command.add_argument("--max-gpus", metavar="N", type=int, help="most GPUs at once (default: the cluster's)")
+    command.add_argument("--start-time", metavar="T", help="seconds until a replica serves (default: estimated)")
+    command.add_argument("--precision", choices=sorted(PRECISIONS), help="serve the weights in this format")
+    command.add_argument("--kv-cache", choices=sorted(KV_BYTES), default="auto", help="format of the KV cache")
+    command.add_argument("--calibration", metavar="DIR", type=Path, help="use what `calibrate --out` wrote")
+
+
+def _add_output(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--policies", metavar="P,P", default=",".join(DEFAULT), help=f"of {', '.join(sorted(POLICIES))}"
+    )
+    command.add_argument("--seed", metavar="N", type=int, default=0, help="of the trace and of start times (default 0)")
+    command.add_argument("--out", required=True, metavar="R.html", type=Path, help="write the page here")
+    command.add_argument("--json", action="store_true", help="write every figure beside it, as R.json")
+
+
+def _guarded(command: Callable[[], int]) -> int:
+    try:
+        return command()
+    except (*ERRORS, PastError, TraceError, ScenarioError) as error:
+        sys.stderr.write(f"archipelago: {error}\n")
+        return FAILED
+
+
+def _whatif(arguments: argparse.Namespace, find_config: FindConfig, now_s: float) -> int:
+    names = _policies(arguments.policies)
+    if arguments.seed < 0:
+        raise InputError(f"--seed is {arguments.seed}; it must be 0 or more.")
+    limits = slo(arguments)
+    past = _past(arguments, now_s) if arguments.prometheus else None
+    trace = read_trace(arguments.trace) if past is None else reconstructed(past, arguments.seed)
+    ran: Steps = () if past is None or past.ran is None else past.ran.targets(past.history.step_s)
+    site = _site(arguments, find_config, ran)
+    scenario = _scenario(arguments, site, past, ran)
+    if not ran and arguments.initial and "static" not in names:
+        names = (*names, "static")  # what the user says ran
+    _check_writable(arguments.out)
+    say = _progress(time.monotonic)  # noqa: TID251
+    study = Study(
+        model=_name(arguments),
+        source=arguments.source,
+        cluster=arguments.cluster,
+        slo=limits,
+        initial=scenario.initial,
+        seed=arguments.seed,
+        tick_s=scenario.tick_s,
+        trace=trace,
+        results=replayed(trace, scenario, names, ran=ran, seed=arguments.seed, say=say),
+        past=past,
+        fidelity=None if past is None else fidelity(past, trace),
+        notes=_notes(arguments, scenario, past, ran),
+    )
+    _write(arguments.out, page(study))
+    if arguments.json:
+        document = {"verdict": verdict(study), **study.as_json()}
+        _write(arguments.out.with_suffix(".json"), json.dumps(document, indent=1, allow_nan=False) + "\n")
+    sys.stdout.write("\n".join((*verdict(study), f"The whole report is in {arguments.out}.")) + "\n")
+    return 0
+
+
+def _policies(text: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
+    for name in names:
+        if name not in POLICIES:
+            raise InputError(f"--policies: {name!r} is not one of {', '.join(sorted(POLICIES))}.")
+    return names
+
+
+def _name(arguments: argparse.Namespace) -> str:
+    """What the series call the model."""
+    return str(arguments.model or arguments.source)
+
+
+def _past(arguments: argparse.Namespace, now_s: float) -> Past:
+    try:
+        token = arguments.token_file.read_text(encoding="utf-8").strip() if arguments.token_file else None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--token-file: {arguments.token_file} cannot be read ({error}).") from error
+    try:
+        prometheus = Prometheus(arguments.prometheus, token=token, ca_file=arguments.ca_file, timeout_s=_PATIENCE_S)
+    except ValueError as error:
+        raise InputError(f"--prometheus: {error}") from error
+    with prometheus:
+        return read_past(
+            prometheus,
+            model=_name(arguments),
+            slo=slo(arguments),
+            now_s=now_s,
+            since_s=_long(arguments.since),
+            scrape_interval_s=seconds(arguments.scrape_interval, field="--scrape-interval", unit="s"),
+        )
+
+
+def _long(text: str) -> float:
+    """A time that may be in days."""
+    body = text.strip().lower()
+    for unit in ("days", "day", "d"):
+        if body.endswith(unit):
+            return _DAY_S / 3600 * seconds(f"{body.removesuffix(unit)}h", field="--since")
+    return seconds(body, field="--since")
+
+
+def _site(arguments: argparse.Namespace, find_config: FindConfig, ran: Steps) -> Site:
+    """Of the shapes asked for, else of those worth a look; those that ran, or run at the start, are always among them."""
+    spec, hardware = model(arguments.source, arguments.precision, find_config), cluster(arguments.cluster)
+
+    def site(shapes: Sequence[Shape] | None) -> Site:
+        return site_of(
+            spec,
+            hardware,
+            shapes=shapes,
+            constants=constants_in(arguments.calibration),
+            residuals=residuals_in(arguments.calibration),
+            kv_bytes_per_element=KV_BYTES[arguments.kv_cache],
+        )
+
+    found = site(tuple(map(Shape.parse, arguments.shapes.split(","))) if arguments.shapes else None)
+    needed = {shape for _, pools in ran for shape in pools} | set(_initial(arguments) or ())
+    return found if needed <= set(found.shapes) else site((*found.shapes, *sorted(needed, key=str)))
+
+
+def _scenario(arguments: argparse.Namespace, site: Site, past: Past | None, ran: Steps) -> Scenario:
+    there = sum(node.gpus for node in site.cluster.nodes)
+    start_s = arguments.start_time and seconds(arguments.start_time, field="--start-time", unit="s")
+    hits = 0.0 if past is None else past.prefix_hit_rate
+    most = max([0, *(gpus_of(pools) for _, pools in ran)])
+    max_gpus = there if arguments.max_gpus is None else arguments.max_gpus
+    if most > max_gpus:
+        limit = "--max-gpus" if arguments.max_gpus is not None else "--cluster"
+        raise InputError(f"{limit} has {max_gpus} GPUs; the history has targets of {most}. Give the GPUs it ran on.")
+    return Scenario(
+        site=site,
+        slo=slo(arguments),
+        initial=_initial(arguments) or (ran[0][1] if ran else pools_of({site.shapes[0]: 1})),
+        max_gpus=max_gpus,
+        times=times_of(site, measured_s=dict.fromkeys(site.shapes, start_s) if start_s else None),
+        prefix_hit_rate=hits
+        if arguments.prefix_hits is None
+        else fraction(arguments.prefix_hits, field="--prefix-hits"),
+    )
+
+
+def _initial(arguments: argparse.Namespace) -> Pools | None:
+    """`tp4=2,tp8=1`."""
+    pools: dict[Shape, int] = {}
+    for part in arguments.initial.split(",") if arguments.initial else ():
+        name, _, count = part.strip().partition("=")
+        if not count.isdecimal() or int(count) < 1:
+            raise InputError(f"--initial: {part!r} is not accepted; give a shape and how many replicas: tp4=2.")
+        shape = Shape.parse(name)
+        if shape in pools:
+            raise ShapeError(f"--initial: {shape} is given twice.")
+        pools[shape] = int(count)
+    return pools_of(pools) or None
+
+
+def _notes(arguments: argparse.Namespace, scenario: Scenario, past: Past | None, ran: Steps) -> tuple[str, ...]:
+    """What a reader must know before believing the figures."""
+    notes = [] if past is None else list(past.notes)
+    if not ran and not arguments.initial:
+        notes.append(f"Every run begins with {spelled(scenario.initial)}, as nothing says what ran: --initial does.")
+    if not ran and arguments.initial:
+        notes.append(f"{spelled(scenario.initial)} is what --initial says ran, taken to have run all the time.")
+    return tuple(notes)
+
+
+def _progress(clock: Callable[[], float]) -> Say:
+    """Lines on stderr with the time since the start."""
+    began_s = clock()
+
+    def say(sentence: str) -> None:
+        sys.stderr.write(f"[{clock() - began_s:5.0f} s] {sentence}\n")
+
+    return say
+
+
+def _check_writable(path: Path) -> None:
+    """Before minutes of work, not after. Raises `InputError`."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("a", encoding="utf-8").close()
+    except OSError as error:
+        raise InputError(f"--out: {path} cannot be written: {error.strerror}.") from error
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}.") from error
