@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve stop status test test-all check bench lock clean
+.PHONY: help install serve stop status test test-all check bench load lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ check: install ## format, lint, types, import contracts, chart
 bench: install ## speed beside vLLM's own server: make bench [MODEL=bench-100m] [SHAPE=tp1] [OUT=file.json]
 	@$(BIN)/python -m loadtests.overhead \
 		$(if $(MODEL),--model '$(MODEL)') $(if $(SHAPE),--shape '$(SHAPE)') $(if $(OUT),--out '$(OUT)')
+
+load: install ## a load test of what is served: make load [SCENARIO=smoke] [URL=http://host:port]
+	@$(BIN)/archipelago load '$(or $(SCENARIO),smoke)' $(if $(URL),--url '$(URL)')
 
 lock: ## resolve deployments/locks/*.txt anew from pyproject.toml
 	@$(PYTHON) -I deployments/install.py lock

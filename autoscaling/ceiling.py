@@ -28,9 +28,9 @@ _TRIED = (0.75, 1.2, 1.6)  # where it is looked at beside what the search has se
 _ROOMIER = 1.5  # times the KV cache: where that helps, it is what binds
 _HELPS = 1.05
 _CROWD = 2048  # requests running at once, beyond which a run takes longer and says no more
-# A ceiling is known to 2 %, attainment falls off steeply beyond it, and rates and lengths wander. Of what short runs with
-# exact means say, fleets keep an SLO of p90 up to nearly all in simulations of forty minutes, of p95 up to 0.92, of p99
-# up to 0.75 to 0.82: the rarer a miss may be, the more of them come in clusters that short runs hardly see.
+# A ceiling is known to 2 %, attainment falls off steeply beyond it, and rates and lengths wander. Of what short runs
+# with exact means say, fleets keep an SLO of p90 up to nearly all in simulations of forty minutes, of p95 up to 0.92,
+# of p99 up to 0.75 to 0.82: the rarer a miss may be, the more of them come in clusters that short runs hardly see.
 _MARGIN, _LEAST_MARGIN, _PER_HALVING = 0.98, 0.6, 0.05
 _STEEPEST = 0.7  # a queue that blows up says nothing of how far away the crossing is
 

@@ -16,7 +16,9 @@ from placement import Shape
 _LEAST_TRUST = 0.5
 _FORGOTTEN = 0.99
 _FADES_IN_S = 3600.0
-_FAR_BELOW = 0.05  # of attainment, and below the SLO: less is noise
+_FAR_BELOW = 0.05  # of attainment, and below the SLO: seen within minutes. Less must last to be more than noise
+_COUNTED_OVER_S = 600.0
+_OFTENER = 1.3
 _FEWEST_ARRIVALS = 50.0
 _SEEN_FOR = 3.0  # times the patience for more GPUs: a backlog of the past is gone by then
 _LOAD_STEP = 0.05
@@ -25,27 +27,46 @@ _HIGHEST_LOAD = 2.0
 
 def doubting(memory: Memory, observation: Observation, model: Estimates, rules: Rules, passed_s: float) -> Memory:
     """`memory` with the doubts after this tick. `model` is without any."""
-    is_missing = _is_missing(memory, observation, model, rules)
-    missed_s = memory.missed_s + passed_s if is_missing else 0.0
-    doubts = _faded(memory.doubts, passed_s)
-    if missed_s >= _SEEN_FOR * rules.up_after_s:
-        trust = _trust(observation, model)
-        doubts |= {pool.shape: min(trust, doubts.get(pool.shape, 1.0)) for pool in _late(observation, rules)}
-    return replace(memory, missed_s=missed_s, doubts=doubts)
+    memory = replace(memory, doubts=_faded(memory.doubts, passed_s))
+    seen = observation.attainment
+    if seen is None or not _is_calm(memory, observation, model, rules):
+        return replace(memory, missed_s=0.0, arrived=0.0, late=0.0)
+    fades, arrivals = math.exp(-passed_s / _COUNTED_OVER_S), observation.demand.requests_per_s * passed_s
+    memory = replace(
+        memory,
+        missed_s=memory.missed_s + passed_s if seen < rules.slo.percentile - _FAR_BELOW else 0.0,
+        arrived=memory.arrived * fades + arrivals,
+        late=memory.late * fades + arrivals * (1 - seen),
+    )
+    if memory.missed_s >= _SEEN_FOR * rules.up_after_s:
+        return _with_doubt(memory, observation, model, rules)
+    if _are_too_many(memory.late, memory.arrived * (1 - rules.slo.percentile)):
+        usual = replace(observation, attainment=1 - memory.late / memory.arrived)
+        return replace(_with_doubt(memory, usual, model, rules), arrived=0.0, late=0.0)
+    return memory
 
 
-def _is_missing(memory: Memory, observation: Observation, model: Estimates, rules: Rules) -> bool:
-    """Whether far fewer requests keep the SLO than should, with nothing going on that explains it."""
-    fleet, demand, seen = observation.fleet, observation.demand, observation.attainment
-    if seen is None or fleet.changing or not fleet.serving:
+def _is_calm(memory: Memory, observation: Observation, model: Estimates, rules: Rules) -> bool:
+    """Whether the SLO should be kept: the model says so, and nothing goes on that explains why it is not."""
+    fleet, demand = observation.fleet, observation.demand
+    if fleet.changing or not fleet.serving:
         return False
     if memory.change is not None and memory.change.took_s is not None:
         reached_s = memory.change.at_s + memory.change.took_s
         if observation.at_s < reached_s + observation.window_s + rules.up_after_s:
             return False
-    if demand.requests_per_s * observation.window_s < _FEWEST_ARRIVALS or not model.keeps(fleet.serving, (demand,)):
-        return False
-    return seen < rules.slo.percentile - _FAR_BELOW
+    return demand.requests_per_s * observation.window_s >= _FEWEST_ARRIVALS and model.keeps(fleet.serving, (demand,))
+
+
+def _are_too_many(late: float, allowed: float) -> bool:
+    """Whether more requests were late than may be, by more than chance; late requests come in clusters."""
+    return late > _OFTENER * allowed + 2 * math.sqrt(allowed)
+
+
+def _with_doubt(memory: Memory, observation: Observation, model: Estimates, rules: Rules) -> Memory:
+    trust = _trust(observation, model)
+    doubted = {pool.shape: min(trust, memory.doubts.get(pool.shape, 1.0)) for pool in _late(observation, rules)}
+    return replace(memory, doubts={**memory.doubts, **doubted})
 
 
 def _late(observation: Observation, rules: Rules) -> tuple[PoolLoad, ...]:

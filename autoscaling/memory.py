@@ -73,7 +73,8 @@ class Memory:
         pressure: what speaks for a change, and since when.
         regrets: how often in a row GPUs were given up and soon needed again.
         stuck_s: for how long the change that is going on has lacked something.
-        missed_s: for how long the fleet has done worse than the model of it says.
+        missed_s: for how long the fleet has done far worse than the model of it says.
+        arrived, late: requests of the last minutes, and those that missed the SLO; older ones fade.
         doubts: what the model's rates are multiplied with, of shapes that were seen doing worse.
         barred: repartitions that failed.
     """
@@ -85,6 +86,8 @@ class Memory:
     regrets: int = 0
     stuck_s: float = 0.0
     missed_s: float = 0.0
+    arrived: float = 0.0
+    late: float = 0.0
     doubts: Mapping[Shape, float] = field(default_factory=dict, hash=False)
     barred: tuple[Barred, ...] = ()
 
@@ -159,6 +162,8 @@ class Memory:
             "regrets": self.regrets,
             "stuck_s": self.stuck_s,
             "missed_s": self.missed_s,
+            "arrived": self.arrived,
+            "late": self.late,
             "doubts": {str(shape): trust for shape, trust in self.doubts.items()},
             "barred": [
                 {"before": list(map(str, one.before)), "after": list(map(str, one.after)), "until_s": one.until_s}
@@ -194,6 +199,8 @@ def _read(document: Mapping[str, Any]) -> Memory:
         regrets=int(document["regrets"]),
         stuck_s=float(document["stuck_s"]),
         missed_s=float(document["missed_s"]),
+        arrived=float(document["arrived"]),
+        late=float(document["late"]),
         doubts={Shape.parse(name): float(trust) for name, trust in document["doubts"].items()},
         barred=tuple(
             Barred(before=_shapes(one["before"]), after=_shapes(one["after"]), until_s=float(one["until_s"]))

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from loadtests.records import RecordsError, read_run
-from loadtests.report import write_report
+from loadtests.report import RESULT_FILE, read_result, write_report
 from loadtests.run import LoadError, run
 from loadtests.scenario import Scenario
 from loadtests.scenario_reading import ScenarioError, parse_scenario, read_scenario, shipped_names
@@ -69,11 +69,12 @@ def _told(path: Path, out_dir: Path) -> int:
     _say(f"{len(found.records)} requests: " + ", ".join(f"{count} {name}" for name, count in counts.most_common()))
     for event in found.events:
         _say(f"  at {event.at_s:.1f} s {event.kind} {event.what}: {event.outcome}; {event.detail or ''}".rstrip("; "))
-    for doubt in found.header["invalid"]:
-        _complain(f"this run is invalid: {doubt}")
     page = write_report(path, out_dir)
+    doubts = read_result(page.with_name(RESULT_FILE))["invalid"]
+    for doubt in doubts:
+        _complain(f"this run is invalid: {doubt}")
     _say(f"report: {page}")
-    return 1 if found.header["invalid"] else 0
+    return 1 if doubts else 0
 
 
 def _say(text: str) -> None:

@@ -30,9 +30,11 @@ CORES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """Demand that changes once, the SLO, and the kind of change that alone answers it."""
+    """What is served at first, demand that changes once, the SLO, and the kind of change that alone answers it."""
 
     name: str
+    shape: str
+    replicas: int = 1
     slo: Slo
     calm: Phase
     after: Phase
@@ -43,21 +45,25 @@ class Case:
 
 VOLUME = Case(
     name="volume",
+    shape="tp4",
     slo=Slo(ttft_s=1.0, tpot_s=0.075, percentile=0.9),
     calm=Phase(length_s=75, requests_per_s=2, prompt_tokens=2048, answer_tokens=48),
     after=Phase(length_s=420, requests_per_s=6, prompt_tokens=2048, answer_tokens=48),
     answer="replicas",
 )
-# A prompt of 7,000 tokens takes tp4 more than half a second even alone, whatever the number of replicas.
+# A prompt of 4,800 tokens takes tp2 more than half a second even alone, whatever the number of replicas.
 SHIFT = Case(
     name="shift",
+    shape="tp2",
+    replicas=2,
     slo=Slo(ttft_s=0.5, tpot_s=0.075, percentile=0.9),
-    calm=Phase(length_s=75, requests_per_s=0.9, prompt_tokens=880, answer_tokens=48),
-    after=Phase(length_s=480, requests_per_s=0.9, prompt_tokens=7040, answer_tokens=48),
+    calm=Phase(length_s=75, requests_per_s=1.1, prompt_tokens=600, answer_tokens=48),
+    after=Phase(length_s=480, requests_per_s=1.1, prompt_tokens=4800, answer_tokens=48),
     answer="repartition",
 )
 REAL = Case(
     name="real",
+    shape="tp1",
     slo=Slo(ttft_s=2.5, tpot_s=0.2, percentile=0.9),
     calm=Phase(length_s=75, requests_per_s=1, prompt_tokens=128, answer_tokens=32),
     after=Phase(length_s=420, requests_per_s=3, prompt_tokens=128, answer_tokens=32),
@@ -166,11 +172,12 @@ def _configured(case: Case, folder: Path) -> tuple[dict[str, Any], dict[str, Any
     (served,), (watched,) = config["models"], settings["models"]
     if case.is_real:
         (folder / "cores.yaml").write_text(yaml.safe_dump(CORES))
-        served |= {"source": "bench-100m", "shape": "tp1"}
+        served["source"] = "bench-100m"
         watched |= {"model": "bench-100m", "source": "bench-100m", "cluster": "cores.yaml", "gpus": {"max": 2}}
     else:
         served["source"] = watched["source"] = str(model_directory(folder, served["source"]))
-    watched["slo"] = {"ttft": case.slo.ttft_s, "tpot": case.slo.tpot_s, "percentile": case.slo.percentile}
+    served |= {"shape": case.shape, "replicas": case.replicas}
+    watched["slo"] = {"ttft": f"{case.slo.ttft_s}s", "tpot": f"{case.slo.tpot_s}s", "percentile": case.slo.percentile}
     settings |= {"mode": "auto", "settle_s": case.settle_s, "directory": "ledger"}
     return config, settings
 

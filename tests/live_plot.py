@@ -103,7 +103,7 @@ def _drawn(panel: Panel, top: float, end_s: float) -> Iterator[str]:
 
     yield f'<text x="{LEFT}" y="{top - 6}">{escape(panel.title)}</text>'
     for value in (0.0, panel.top):
-        yield f'<text x="{LEFT - 8}" y="{y(value) + 4:.1f}" text-anchor="end">{value:.3g}</text>'
+        yield f'<text x="{LEFT - 8}" y="{y(value) + 4:.1f}" text-anchor="end">{_number(value)}</text>'
     floor = [0.0] * max(len(line) for line in panel.areas.values())
     for place, (name, line) in enumerate(panel.areas.items()):
         colour, legend_x = COLOURS[place % len(COLOURS)], WIDTH - RIGHT - 60 * place
@@ -139,3 +139,7 @@ def _decisions(experiment: Experiment, end_s: float, bottom: float) -> Iterator[
 def _label(entry: Entry) -> str:
     verdict = f" ({entry.outcome.verdict})" if entry.outcome else ""
     return f"decision {entry.number}: {change_of(entry)}{verdict}"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -21,6 +21,7 @@ from typing import Any
 
 import httpx
 import yaml
+from running_system import until
 
 from deployments import run_record
 from deployments.control.client import ControlClient, ControlError
@@ -158,6 +159,7 @@ def live_system(
             ),
             _process(folder, environ, "autoscaler", [str(ARCHIPELAGO), "autoscale"]),
         ):
+            until(lambda: "watching" in (folder / "autoscaler.log").read_text(), "the autoscaler watches", timeout_s=30)
             (model,) = record.models
             yield Live(
                 folder=folder,

@@ -13,7 +13,7 @@ from autoscaling.prometheus import Prometheus
 from autoscaling.simulation.oracles.scripted import Steps
 from autoscaling.simulation.policies import POLICIES
 from autoscaling.simulation.scenario import Scenario, ScenarioError
-from autoscaling.simulation.traces import Trace, TraceError, read_trace
+from autoscaling.simulation.traces import TraceError, read_trace
 from autoscaling.site import Site, site_of
 from autoscaling.times import times_of
 from autoscaling.whatif.from_prometheus import read_past
@@ -176,7 +176,7 @@ def _long(text: str) -> float:
 
 
 def _site(arguments: argparse.Namespace, find_config: FindConfig, ran: Steps) -> Site:
-    """Of the shapes asked for, else of those worth a look; those that ran, or run at the start, are always among them."""
+    """Of the shapes asked for, else those worth a look; those that ran, or run at the start, are always among them."""
     spec, hardware = model(arguments.source, arguments.precision, find_config), cluster(arguments.cluster)
 
     def site(shapes: Sequence[Shape] | None) -> Site:

@@ -14,7 +14,7 @@ from autoscaling.observation import Array, History
 from autoscaling.queries import MAX_POINTS, Ask, Moment, Query, Span
 from autoscaling.whatif import asking
 from autoscaling.whatif.asking import Rows, answered, named, over_time, summed
-from autoscaling.whatif.past import WINDOW_S, Answers, Habits, Past, PastError, Ran
+from autoscaling.whatif.past import WINDOW_S, Answers, Habits, Origin, Past, PastError, Ran, unknown_steps
 from placement import Shape, ShapeError, Slo
 
 MOST_SINCE_S = 14 * 86_400.0
@@ -75,41 +75,37 @@ def read_past(ask: Ask, *, model: str, slo: Slo, now_s: float, since_s: float, s
     )
 
 
-def _history(ask: Ask, model: str, now_s: float, since_s: float, scrape_interval_s: float) -> tuple[str, History]:
+def _history(ask: Ask, model: str, now_s: float, since_s: float, scrape_interval_s: float) -> tuple[Origin, History]:
     """By our own series, else by those of any vLLM."""
-    for origin, one in (("archipelago", ask), ("vllm", asking.of_any_vllm(ask))):
+    ways: tuple[tuple[Origin, Ask], ...] = (("archipelago", ask), ("vllm", asking.of_any_vllm(ask)))
+    for origin, one in ways:
         found = demand.history(one, model=model, now_s=now_s, length_s=since_s, scrape_interval_s=scrape_interval_s)
         if not isinstance(found, History):
             raise PastError(f"--prometheus: {found.why}")
+        if np.nansum(found.requests_per_s) > 0:
+            return origin, found
         if np.isfinite(found.requests_per_s).any():
-            break
-    else:
-        known = asking.models_in(ask, now_s=now_s, since_s=since_s)
-        there = f"it has {', '.join(known[:10])}" if known else "it has no model at all then"
-        raise PastError(
-            f"--model is {model!r}; Prometheus has nothing of it in the last {since_s / 3600:g} h: {there}."
-        )
-    if not np.nansum(found.requests_per_s) > 0:
-        raise PastError(f"{model!r} had no request in the last {since_s / 3600:g} h; there is nothing to replay.")
-    return origin, found
+            raise PastError(f"{model!r} had no request in the last {since_s / 3600:g} h; there is nothing to replay.")
+    known = asking.models_in(ask, now_s=now_s, since_s=since_s)
+    there = f"it has {', '.join(known[:10])}" if known else "it has no model at all"
+    raise PastError(f"--model is {model!r}; Prometheus has nothing of it in the last {since_s / 3600:g} h: {there}.")
 
 
 def _gaps(history: History, since_s: float) -> tuple[str, ...]:
     """What is missing, in sentences. Raises `PastError` where that is too much."""
-    rows = np.stack([history.requests_per_s, history.input_tokens_per_s, history.output_tokens_per_s])
-    known = np.isfinite(rows).all(axis=0)
-    unknown = float(1 - known.mean())
+    missing = unknown_steps(history)
+    unknown = float(missing.mean())
     if unknown > MOST_UNKNOWN:
         raise PastError(
             f"{unknown:.0%} of the history is missing (no samples of requests or of tokens); a replay takes at most "
             f"{MOST_UNKNOWN:.0%}. Give a --since in which Prometheus was scraping."
         )
     notes = []
-    had_s = len(known) * history.step_s
+    had_s = len(missing) * history.step_s
     if had_s < 0.95 * since_s:
         notes.append(f"Prometheus knows the last {had_s / 3600:.1f} h only, of {since_s / 3600:.1f} h asked for.")
     if unknown:
-        longest = max((len(list(run)) for is_known, run in groupby(known.tolist()) if not is_known), default=0)
+        longest = max(len(list(run)) for is_missing, run in groupby(missing.tolist()) if is_missing)
         notes.append(
             f"{unknown:.1%} of the minutes are missing, at most {longest} in a row: demand is drawn straight across."
         )

@@ -61,7 +61,7 @@ def demanded(past: Past) -> Demanded:
 
 
 def reconstructed(past: Past, seed: int) -> Trace:
-    """The trace of `past` for a seed; time 0 is the start of the history. Raises `TraceError` where it has no request."""
+    """The trace of `past` for a seed; time 0 is the start of the history. Raises `TraceError` without any request."""
     asked = demanded(past)
     generators = np.random.default_rng(seed).spawn(3)
     counts = np.diff(np.floor(np.cumsum(asked.requests) + 0.5), prepend=0.0).astype(int)

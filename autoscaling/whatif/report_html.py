@@ -84,12 +84,16 @@ def _cards(study: Study) -> list[tuple[str, str, str, bool]]:
         return []
     result, actions = ours.result, ours.result.actions
     late = f"{result.late:,} late, {result.refused:,} refused, {result.unfinished:,} unfinished"
-    was = (lambda value: f"you ran {value}") if ran else (lambda value: "")
     missed = keeps(ours, study.slo) is False
     return [
-        ("GPU-hours", hours(ours.gpu_hours), was(hours(ran.gpu_hours) if ran else ""), False),
-        ("SLO attainment", percent(ours.attainment), was(percent(ran.attainment) if ran else ""), missed),
-        ("Worst 5 minutes", percent(ours.worst_5_minutes), was(percent(ran.worst_5_minutes) if ran else ""), False),
+        ("GPU-hours", hours(ours.gpu_hours), f"you ran {hours(ran.gpu_hours)}" if ran else "", False),
+        ("SLO attainment", percent(ours.attainment), f"you had {percent(ran.attainment)}" if ran else "", missed),
+        (
+            "Worst 5 minutes",
+            percent(ours.worst_5_minutes),
+            f"you had {percent(ran.worst_5_minutes)}" if ran else "",
+            False,
+        ),
         ("Requests", f"{result.arrivals:,}", late, False),
         (
             "Changes of replicas",
@@ -160,17 +164,17 @@ def _fidelity(study: Study) -> str:
     if found is None or past is None:
         return "<p>The trace was given, so nothing of it is made up.</p>"
     rows = "".join(
-        f"<tr><td>{title}</td><td>{_signed(getattr(found, name))}</td><td>{_signed(getattr(found, f'worst_{name}'))}</td></tr>"
+        f"<tr><td>{title}</td><td>{_signed(getattr(found, name))}</td>"
+        f"<td>{_signed(getattr(found, f'worst_{name}'))}</td></tr>"
         for name, title in _ERRORS
     )
     return (
         "<p>Prometheus counts requests and tokens and does not list them: the requests replayed are a reconstruction. "
-        "Each minute has the requests it had, each five minutes the tokens they had; when in its minute a request came "
-        f"(index of dispersion {past.dispersion:.2f}, 1 is Poisson) and how long each one was (lognormal, with the mean "
-        "and spread measured then) is drawn from the seed. "
-        f"{percent(past.prefix_hit_rate)} of the prompt tokens are taken to be found in a cache, as they were overall.</p>"
-        f'<table class="small"><tr><th>trace against history</th><th>in all</th><th>worst of {found.hours} hours</th></tr>'
-        f"{rows}</table>"
+        "Each minute has the requests it had, and each five minutes the tokens; when in its minute a request came "
+        f"(index of dispersion {past.dispersion:.2f}, 1 is Poisson) and how long each was (lognormal, with the mean and "
+        f"the spread measured then) is drawn from the seed. {percent(past.prefix_hit_rate)} of the prompt tokens are taken "
+        'to be found in a cache, as they were overall.</p><table class="small"><tr><th>trace against history</th>'
+        f"<th>in all</th><th>worst of {found.hours} hours</th></tr>{rows}</table>"
     )
 
 
@@ -236,13 +240,13 @@ def _sums(row: Array, per_bin: int, bins: int) -> Array:
     padded = np.zeros(bins * per_bin)
     length = min(len(row), len(padded))
     padded[:length] = row[:length]
-    return padded.reshape(bins, per_bin).sum(axis=1)
+    return np.asarray(padded.reshape(bins, per_bin).sum(axis=1))
 
 
 def _binned(row: Array, per_bin: int, bins: int) -> Array:
     """Means; the last bin's is of the minutes it has."""
     there = _sums(np.ones(len(row)), per_bin, bins)
-    return _sums(row, per_bin, bins) / np.maximum(there, 1)
+    return np.asarray(_sums(row, per_bin, bins) / np.maximum(there, 1))
 
 
 def _rounded(row: Array) -> list[float]:

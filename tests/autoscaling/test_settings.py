@@ -5,13 +5,19 @@ from typing import Any
 import pytest
 import yaml
 
+from autoscaling import settings as settings_module
 from autoscaling.rules import Window
 from autoscaling.settings import Settings, parse_settings, read_settings
 from autoscaling.settings_messages import SettingsError, reference
 from autoscaling.watching import rules_of
+from deployments import config as config_module
+from deployments.config import SimulatedCluster, load_config
 from placement import Shape, Slo
+from placement.given import cluster
 
 LEAST = "models: [{model: m, source: meta-llama/Llama-3.1-70B, slo: {ttft: 500ms, tpot: 40ms}}]"
+EXAMPLE = Path(settings_module.__file__).parent / "examples" / "autoscaler.yaml"
+SERVED = Path(config_module.__file__).parent / "configs" / "autoscaled.yaml"
 FULL = """
 prometheus: {url: https://prom:9090/prefix/, token_env: TOKEN, ca: /etc/ca.pem, timeout_s: 2, scrape_interval_s: 5s}
 control: {url: http://127.0.0.1:8001, token_env: CONTROL}
@@ -67,6 +73,18 @@ def test_only_a_model_with_its_source_and_slo_is_needed_and_nothing_is_changed_b
     rules = rules_of(settings.models[0])
     assert rules.slo == Slo(ttft_s=0.5, tpot_s=0.04, percentile=0.95)
     assert (rules.repartition, rules.max_gpus, rules.windows, rules.shapes) == (True, None, (), ())
+
+
+def test_the_example_watches_what_the_shipped_configuration_serves() -> None:
+    settings = read_settings(EXAMPLE)
+    (watched,), served = settings.models, load_config(SERVED)
+    assert settings.mode == "advise"
+    assert (watched.model, watched.source) == (served.models[0].name, served.models[0].source)
+    assert served.models[0].simulated is not None
+    assert isinstance(served.cluster, SimulatedCluster)
+    hardware = cluster(watched.cluster or "")
+    assert {node.gpu.name for node in hardware.nodes} == {served.models[0].simulated.gpu}
+    assert [node.gpus for node in hardware.nodes] == [served.cluster.gpus_per_island] * served.cluster.islands
 
 
 def test_everything_that_is_written_reaches_the_rules() -> None:

@@ -1,11 +1,12 @@
-"""The autoscaler on a live system: python tests/benchmarks/live_autoscaling.py --out DIR [--case volume|shift]
+"""The autoscaler on a live system: python tests/benchmarks/live_autoscaling.py --out DIR [--case volume|shift|real]
 
 A fleet on Ray Serve, Prometheus, and the autoscaler in mode auto, each a process as users start it; clients send
-requests as they are due. The engine is simulated, at the speed that the planner predicts of a 72B model on H100, and in
-real time: the planner's prices, the SLO and the clock are those of the real thing.
+requests as they are due. The first two have a simulated engine, as fast as the planner predicts of a 72B model on
+H100, and in real time: prices, SLO and clock are those of the real thing. The third has the real engine, on processors.
 
     volume   three times as many requests: the answer is another replica
     shift    prompts eight times as long, under a tight TTFT: no number of replicas is enough, a wider shape is
+    real     three times as many requests for a model of 98.6 M parameters: the answer is another replica
 
 Into DIR go, for each case, CASE.svg, CASE.txt (what `archipelago decisions` says) and all of it in results.json. Ends
 with 1 where a request was lost or the answer was another one. Takes about 8 minutes a case; needs `prometheus`.
@@ -14,6 +15,7 @@ with 1 where a request was lost or the answer was another one. Takes about 8 min
 import argparse
 import json
 import shutil
+import signal
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -30,6 +32,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the results go")
     parser.add_argument("--case", choices=CASES, action="append", help="only this one")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what was started is stopped
     prometheus = shutil.which("prometheus")
     if prometheus is None:
         parser.error("no program `prometheus` is on the PATH; install it, such as with `apt install prometheus`")

@@ -28,6 +28,7 @@ def scenario(url: str, **changes: Any) -> Scenario:
         "name": "t",
         "url": url,
         "duration_s": 1.0,
+        "timeout_s": 20.0,
         "lengths": LENGTHS,
         "arrivals": {"kind": "constant", "rate": 1},
     }
