@@ -28,10 +28,13 @@ _HIGHEST_LOAD = 2.0
 def doubting(memory: Memory, observation: Observation, model: Estimates, rules: Rules, passed_s: float) -> Memory:
     """`memory` with the doubts after this tick. `model` is without any."""
     memory = replace(memory, doubts=_faded(memory.doubts, passed_s))
-    seen = observation.attainment
-    if seen is None or not _is_calm(memory, observation, model, rules):
+    seen, demand = observation.attainment, observation.demand
+    if not _is_settled(memory, observation, rules):
         return replace(memory, missed_s=0.0, arrived=0.0, late=0.0)
-    fades, arrivals = math.exp(-passed_s / _COUNTED_OVER_S), observation.demand.requests_per_s * passed_s
+    many = demand.requests_per_s * observation.window_s >= _FEWEST_ARRIVALS
+    if seen is None or not many or not model.keeps(observation.fleet.serving, (demand,)):
+        return replace(memory, missed_s=0.0)  # nothing to hold against the model
+    fades, arrivals = math.exp(-passed_s / _COUNTED_OVER_S), demand.requests_per_s * passed_s
     memory = replace(
         memory,
         missed_s=memory.missed_s + passed_s if seen < rules.slo.percentile - _FAR_BELOW else 0.0,
@@ -46,16 +49,14 @@ def doubting(memory: Memory, observation: Observation, model: Estimates, rules: 
     return memory
 
 
-def _is_calm(memory: Memory, observation: Observation, model: Estimates, rules: Rules) -> bool:
-    """Whether the SLO should be kept: the model says so, and nothing goes on that explains why it is not."""
-    fleet, demand = observation.fleet, observation.demand
-    if fleet.changing or not fleet.serving:
+def _is_settled(memory: Memory, observation: Observation, rules: Rules) -> bool:
+    """Whether no change is going on, or was so short ago that it explains what is seen."""
+    if observation.fleet.changing or not observation.fleet.serving:
         return False
-    if memory.change is not None and memory.change.took_s is not None:
-        reached_s = memory.change.at_s + memory.change.took_s
-        if observation.at_s < reached_s + observation.window_s + rules.up_after_s:
-            return False
-    return demand.requests_per_s * observation.window_s >= _FEWEST_ARRIVALS and model.keeps(fleet.serving, (demand,))
+    change = memory.change
+    if change is None or change.took_s is None:
+        return True
+    return observation.at_s >= change.at_s + change.took_s + observation.window_s + rules.up_after_s
 
 
 def _are_too_many(late: float, allowed: float) -> bool:

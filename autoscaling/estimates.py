@@ -12,8 +12,8 @@ from placement import Shape, Slo
 
 _MOST_TOTAL = 8  # more replicas share their queues no better
 _ROUNDING = 1e-9
-# Unlike replicas do not get just what each can take: in simulations pools of two shapes keep the SLO up to 70 to 75 % of
-# the sum of what they can, pools of one up to 90 to 95 %.
+# Unlike replicas do not get just what each can take: in simulations pools of two shapes keep the SLO up to 70 to 75 %
+# of the sum of what they can, pools of one up to 90 to 95 %.
 _UNLIKE = 0.8
 
 

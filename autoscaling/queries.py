@@ -167,7 +167,12 @@ TTFT_BUCKETS = Query(name="ttft_buckets", promql=_rate(f"{_TTFT}_bucket", by="le
 TPOT_BUCKETS = Query(name="tpot_buckets", promql=_rate(f"{_TPOT}_bucket", by="le"))
 ANSWERS = (REFUSED, FAILED, TTFT, TPOT, TTFT_BUCKETS, TPOT_BUCKETS)
 
-RUNNING = Query(name="running", promql=_of_replicas("archipelago_replica_running_requests"), empty="nothing")
+# The mean: at the next moment a batch of four may be one of two or of seven. A replica that has just gone is in it.
+RUNNING = Query(
+    name="running",
+    promql=f"avg_over_time({_of_replicas('archipelago_replica_running_requests')}[$window:5s])",
+    empty="nothing",
+)
 WAITING = Query(name="waiting", promql=_of_replicas("archipelago_replica_waiting_requests"), empty="nothing")
 KV_USAGE = Query(name="kv_usage", promql=_of_replicas("archipelago_replica_kv_cache_usage_ratio"), empty="nothing")
 SENT = Query(name="sent", promql=_rate("archipelago_replica_requests_total", by="shape"), empty="nothing")

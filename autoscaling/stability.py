@@ -103,9 +103,12 @@ def _cooling(choice: Choice, memory: Memory, rules: Rules, times: Times, at_s: f
 
 
 def _patience_s(choice: Choice, observation: Observation, outlook: Outlook, rules: Rules) -> float:
-    """How long the winner must have been the answer. Of fewer GPUs the known past is a proof as good as waiting."""
+    """How long the winner must have been the answer. For what only saves GPUs the known past is as good as waiting."""
     if choice.hold.keeps:
-        return max(outlook.patience_s - outlook.recent_s, observation.window_s)
+        unknown_s = outlook.patience_s - outlook.recent_s
+        if choice.winner.kind == "repartition":
+            unknown_s = max(unknown_s, rules.lookback_s - outlook.lasting_s)
+        return max(unknown_s, observation.window_s)
     after_s = rules.repartition_after_s if choice.winner.kind == "repartition" else rules.up_after_s
     return after_s * (_MILD_WAIT if choice.hold.load < _MILD_LOAD else 1.0)
 

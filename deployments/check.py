@@ -179,7 +179,7 @@ def _iter_port_problems(config: Config, is_free: Callable[[str, int], bool]) -> 
     for index, (model, port) in enumerate(zip(config.models, config.ports, strict=True)):
         is_given = model.port is not None
         field = "endpoint.port" if index == 0 and not is_given else f"models[{index}].port"
-        origin = "" if index == 0 or is_given else f"without one it is endpoint.port + {index}, and "
+        origin = "" if index == 0 or is_given else "without one it follows endpoint.port, and "
         claims.append((field, config.endpoint.host, port, origin))
     taken: dict[int, str] = {}
     for field, host, port, origin in claims:

@@ -17,6 +17,7 @@ import yaml
 from autoscaling import cli as autoscaling
 from autoscaling.fleet_client import FleetError
 from autoscaling.simulation import commands as simulation
+from autoscaling.whatif import commands as whatif
 from deployments import run_record
 from deployments.check import Checked, check, port_is_free
 from deployments.config import Config, load_config, parse_config
@@ -98,6 +99,7 @@ def parser() -> argparse.ArgumentParser:
     planning.add_commands(commands, config_of)
     autoscaling.add_commands(commands, _control_for_autoscaler, config_of)
     simulation.add_commands(commands, config_of)
+    whatif.add_commands(commands, config_of)
     load_command.add_commands(commands)
     bench_commands.add_commands(commands)
     return root

@@ -47,8 +47,8 @@ VOLUME = Case(
     name="volume",
     shape="tp4",
     slo=Slo(ttft_s=1.0, tpot_s=0.075, percentile=0.9),
-    calm=Phase(length_s=75, requests_per_s=2, prompt_tokens=2048, answer_tokens=48),
-    after=Phase(length_s=420, requests_per_s=6, prompt_tokens=2048, answer_tokens=48),
+    calm=Phase(length_s=75, requests_per_s=1.8, prompt_tokens=2048, answer_tokens=48),
+    after=Phase(length_s=420, requests_per_s=5.4, prompt_tokens=2048, answer_tokens=48),
     answer="replicas",
 )
 # A prompt of 4,800 tokens takes tp2 more than half a second even alone, whatever the number of replicas.

@@ -8,13 +8,14 @@ import json
 import os
 import random
 import shutil
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,6 @@ from running_system import until
 
 from deployments import run_record
 from deployments.control.client import ControlClient, ControlError
-from deployments.local_cluster import free_port
 from deployments.tiny_models import VOCAB_SIZE, cache_root, make_model
 from loadtests.stream_client import Sample, stream_completion
 from placement.models import catalogue
@@ -107,7 +107,7 @@ class Watch:
             self.looks.append(
                 Look(
                     at_s=time.time() - self.began_s,
-                    serving=Counter(one.shape for one in view.replicas if one.phase == "serving"),
+                    serving=dict(Counter(one.shape for one in view.replicas if one.phase == "serving")),
                     desired=dict(view.desired_pools),
                     gpus=sum(len(one.seats) for one in view.replicas),
                 )
@@ -138,7 +138,7 @@ def live_system(
         prometheus: its program.
     """
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("ARCHIPELAGO_", "RAY_"))}
-    ports = {name: free_port() for name in ("endpoint", "control", "prometheus")}
+    ports = dict(zip(("endpoint", "control", "prometheus"), quiet_ports(), strict=False))
     served = dict(config) | {name: {"host": "127.0.0.1", "port": ports[name]} for name in ("endpoint", "control")}
     watching = dict(settings) | {
         "prometheus": {"url": f"http://127.0.0.1:{ports['prometheus']}", "scrape_interval_s": SCRAPE_S}
@@ -171,6 +171,15 @@ def live_system(
             )
     finally:
         _run([ARCHIPELAGO, "stop"], folder, environ)
+
+
+def quiet_ports() -> Iterator[int]:
+    """Ports that nothing listens on, in no order. Neither Ray's workers (10002 to 19999) nor the system's choice for
+    whoever asks for any (from 32768 on) take them in the minute until they are listened on."""
+    for port in random.sample(range(20000, 32000), 12000):
+        with socket.socket() as listener, suppress(OSError):
+            listener.bind(("127.0.0.1", port))
+            yield port
 
 
 def play(

@@ -62,3 +62,13 @@ def bursty_samples() -> Iterator[str]:
     for model, arrived in counts.items():
         for step, total in enumerate(np.cumsum(arrived)):
             yield f'archipelago_arrivals_total{{model="{model}"}} {total} {END_S - 15 * (139 - step):.0f}'
+
+
+def swinging_samples() -> Iterator[str]:
+    """Scraped every 5 s for two minutes: a replica runs 2 and 10 requests by turns, all of one of two ingresses."""
+    name = "archipelago_replica_running_requests"
+    for step in range(25):
+        at_s = END_S - 5 * (24 - step)
+        yield f'{name}{{model="swinging",replica="a",shape="tp2",instance="one"}} {(2, 10)[step % 2]} {at_s:.0f}'
+    for step in range(25):
+        yield f'{name}{{model="swinging",replica="a",shape="tp2",instance="two"}} 0 {END_S - 5 * (24 - step):.0f}'

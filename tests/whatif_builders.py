@@ -247,7 +247,8 @@ def study(*results: Result, has_past: bool = True, attainment: float = 0.985, **
     ended = np.full(12, WINDOW_S)
     answers = Answers(ended=ended, kept=ended * attainment)
     found = past(np.ones(60), answers=answers, ran=ran(60)) if has_past else None
-    trace = Trace(arrivals_s=np.arange(3600.0), input_tokens=np.full(3600, 9.0), output_tokens=np.full(3600, 9.0))
+    tokens = np.full(3600, 9.0)
+    trace = Trace(arrivals_s=np.arange(3600, dtype=np.float64), input_tokens=tokens, output_tokens=tokens)
     made = trace if found is None else reconstructed(found, 0)
     known: dict[str, Any] = {
         "model": "m",

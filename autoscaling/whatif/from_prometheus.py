@@ -134,7 +134,7 @@ def _ran(ask: Ask, model: str, history: History) -> Ran | None:
         window_s=history.step_s,
     )
     held, desired = (_by_shape(named(rows, query)) for query in (asking.HELD, asking.DESIRED))
-    return Ran(held=held, desired=desired) if held and any(np.nansum(row) for row in desired.values()) else None
+    return Ran(held=held, desired=desired or held) if held else None
 
 
 def _by_shape(rows: Mapping[str, Array]) -> dict[Shape, Array]:

@@ -17,6 +17,7 @@ from autoscaling.whatif.past import WINDOW_S, Habits, Past
 
 ENOUGH = 30  # requests that share a mean length; neighbouring windows with fewer are taken as one
 _LEAST_DISPERSION, _MOST_DISPERSION = 0.05, 100.0
+_LATEST = 1 - 1e-9  # of a step: a last gap may be too small to be told from none
 _ROUNDS = 12  # of cutting to the longest and making up for it
 _HOUR_S = 3600.0
 
@@ -115,7 +116,7 @@ def _arrivals(counts: Array, step_s: float, dispersion: float, generator: np.ran
     times = []
     for step in np.flatnonzero(counts):
         gaps = np.cumsum(generator.gamma(shape, size=counts[step] + 1)) + 1e-12
-        times.append((step + gaps[:-1] / gaps[-1]) * step_s)
+        times.append((step + np.minimum(gaps[:-1] / gaps[-1], _LATEST)) * step_s)
     return np.concatenate(times)
 
 

@@ -55,6 +55,8 @@ def replayed(
 
     found = [result(Scripted(steps=ran, name=AS_RUN))] if ran else []
     for name in names:
+        say(f"{name}: made ready, which takes several runs where it is tuned or looks ahead")
+        policy = POLICIES[name](scenario, trace, performance)
         say(f"{name}: {len(trace):,} requests")
-        found.append(result(POLICIES[name](scenario, trace, performance)))
+        found.append(result(policy))
     return tuple(found)

@@ -9,10 +9,11 @@ function esc(text) { return String(text).replace(/[&<>"]/g, (c) => ({ "&": "&amp
 function figure(value) { return value >= 100 ? Math.round(value).toLocaleString("en") : value >= 10 ? value.toFixed(1) : `${+value.toPrecision(2)}`; }
 function mark(value) { return value >= 1e6 ? `${+(value / 1e6).toPrecision(3)}M` : value >= 1e4 ? `${+(value / 1e3).toPrecision(3)}k` : `${+value.toPrecision(3)}`; }
 function percent(share) { const digits = share >= 1 ? 0 : share >= 0.99 ? 2 : 1; return `${(Math.floor(share * 100 * 10 ** digits + 1e-6) / 10 ** digits).toFixed(digits)} %`; }
-function steps(high, most = 4) {
-  const raw = Math.max(high, 1e-9) / most, power = 10 ** Math.floor(Math.log10(raw));
+function steps(high, most = 4, low = 0) {
+  const raw = Math.max(high - low, 1e-9) / most, power = 10 ** Math.floor(Math.log10(raw));
   const stride = power * [1, 2, 2.5, 5, 10].find((factor) => factor * power >= raw * 0.999);
-  return Array.from({ length: Math.floor(high / stride + 1e-9) + 1 }, (_, index) => index * stride);
+  const first = Math.ceil(low / stride - 1e-9);
+  return Array.from({ length: Math.max(0, Math.floor(high / stride + 1e-9) - first + 1) }, (_, index) => (first + index) * stride);
 }
 function two(number) { return String(number).padStart(2, "0"); }
 function clock(at_s, withDate = false) {
@@ -41,7 +42,7 @@ function plot({ width, height, left = 44, right = 8, top = 8, bottom = 20, high,
 }
 function staircase(values, x, y) { return values.map((value, index) => `${x(index * study.bin_s).toFixed(1)},${y(value).toFixed(1)}H${x((index + 1) * study.bin_s).toFixed(1)}`).join("V").replace(/V([\d.]+),/g, (_, at) => `L${at},`); }
 
-const DEMANDS = [["requests", "Requests per second", "requests/s"], ["input", "Input tokens per second", "tokens/s"], ["output", "Output tokens per second", "tokens/s"]];
+const DEMANDS = [["requests", "Requests/s", "requests/s"], ["input", "Input tokens/s", "tokens/s"], ["output", "Output tokens/s", "tokens/s"]];
 function demand([key, title]) {
   const values = study.demand[key], most = Math.max(...values), mean = values.reduce((sum, value) => sum + value, 0) / values.length;
   const at = plot({ width: 400, height: 170, high: most * 1.08 || 1 });
@@ -89,7 +90,7 @@ function fleet(way, high) {
 
 // The nearer to all, the wider apart: a miss of 0.1 % and one of 1 % are not the same, and both are seen.
 function scatter() {
-  const known = study.ways.filter((way) => way.attainment !== null), W = 430, H = 330, LEFT = 58, RIGHT = 22, TOP = 18, BOTTOM = 34;
+  const known = study.ways.filter((way) => way.attainment !== null), W = 400, H = 290, LEFT = 56, RIGHT = 22, TOP = 18, BOTTOM = 34;
   if (!known.length) return "<p class='soft'>No attainment is known.</p>";
   const missed = (way) => Math.min(1, Math.max(1 - way.attainment, 1e-4)), allowed = Math.max(1 - study.target, 1e-4);
   const worst = Math.max(...known.map(missed), allowed * 2) * 1.5, best = Math.min(...known.map(missed), allowed) / 1.6;
@@ -100,7 +101,7 @@ function scatter() {
   const shares = [0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1].filter((share) => share >= best && share <= worst);
   const rows = shares.map((share) => `<line class="gridline" x1="${LEFT}" x2="${W - RIGHT}" y1="${y(share)}" y2="${y(share)}"/>
     <text x="${LEFT - 7}" y="${y(share) + 4}" text-anchor="end">${+(100 - share * 100).toFixed(2)} %</text>`).join("");
-  const marks = steps(high, 5).filter((hours) => hours >= low).map((hours) => `<text x="${x(hours)}" y="${H - 16}" text-anchor="middle">${mark(hours)}</text>`).join("");
+  const marks = steps(high, 4, Math.max(0, low)).map((hours) => `<text x="${x(hours)}" y="${H - 16}" text-anchor="middle">${mark(hours)}</text>`).join("");
   const taken = [];
   const order = [...known].sort((a, b) => (b.name === "archipelago") - (a.name === "archipelago"));
   const points = order.map((way) => {
@@ -127,7 +128,7 @@ function draw() {
   document.getElementById("scatter").innerHTML = scatter();
   document.getElementById("demand").innerHTML = DEMANDS.map(demand).join("");
   document.getElementById("key").innerHTML = shapes.map((shape) => `<span><i style="background:${colour(shape)}"></i>${esc(shape)}</span>`).join("")
-    + `<span style="margin-left:14px"><i style="background:var(--kept)"></i>keeps ${percent(study.target)}</span><span><i style="background:var(--mid)"></i>5 points short</span><span><i style="background:var(--missed)"></i>10 or more</span>`
+    + `<span style="margin-left:14px"><i style="background:var(--kept)"></i>keeps ${+(study.target * 100).toFixed(2)} %</span><span><i style="background:var(--mid)"></i>5 points short</span><span><i style="background:var(--missed)"></i>10 or more</span>`
     + (study.changes.length ? '<span style="margin-left:14px"><b style="color:var(--replicas)">▼</b> replicas</span><span><b style="color:var(--repartition)">◆</b> repartition</span>' : "");
   document.getElementById("fleets").innerHTML = study.ways.map((way) => fleet(way, high)).join("");
 }
@@ -135,7 +136,7 @@ function draw() {
 function rows(pairs) { return `<table>${pairs.map(([name, value]) => `<tr><td>${name}</td><td style="text-align:right">${value}</td></tr>`).join("")}</table>`; }
 function describe(svg, bin) {
   const head = `<b>${clock(bin * study.bin_s, true)}</b>`;
-  if (svg.dataset.demand) return head + rows(DEMANDS.map(([key, , unit]) => [key, `${figure(study.demand[key][bin])} ${unit}`]));
+  if (svg.dataset.demand) return head + rows(DEMANDS.map(([key, , unit]) => [key === "requests" ? "asked" : key, `${figure(study.demand[key][bin])} ${unit}`]));
   const way = study.ways[svg.dataset.fleet], kept = way.kept[bin];
   const held = shapes.filter((shape) => way.gpus[shape] && way.gpus[shape][bin] > 0).map((shape) => [esc(shape), `${figure(way.gpus[shape][bin])} GPUs`]);
   return `${head} ${esc(way.title)}${rows([...held, ["kept the SLO", kept === null ? "–" : percent(kept)], ["requests", `${figure(study.demand.requests[bin])}/s`]])}`;

@@ -16,7 +16,7 @@ from autoscaling.whatif.decisions_html import decisions_html, grouped
 from autoscaling.whatif.reconstruction import demanded
 from autoscaling.whatif.replay import OURS
 from autoscaling.whatif.study import MEASURED, Study, Way
-from autoscaling.whatif.verdict import IN_HINDSIGHT, hours, keeps, percent, span, verdict
+from autoscaling.whatif.verdict import IN_HINDSIGHT, goal, hours, keeps, percent, span, verdict
 
 _MOST_BINS = 600  # as many as a chart has pixels for
 _FINE_BINS = 360  # up to so many minutes each has its own
@@ -32,7 +32,7 @@ def page(study: Study) -> str:
         "model": study.model,
         "verdict": first,
         "others": second,
-        "target": percent(study.slo.percentile),
+        "target": goal(study.slo),
         "clock": "UTC" if study.past else "hours since the first request",
     }
     clock = clock_of(study)
@@ -129,7 +129,7 @@ def _conditions(study: Study) -> list[tuple[str, str]]:
         *when,
         ("sizes of", study.source),
         ("cluster", study.cluster),
-        ("SLO", f"{' and '.join(limits) or 'answered at all'} for {percent(slo.percentile)}"),
+        ("SLO", f"{' and '.join(limits) or 'answered at all'} for {goal(slo)}"),
         ("at the start", spelled(study.initial)),
         ("seed", str(study.seed)),
     ]
@@ -140,8 +140,9 @@ def _row(way: Way, study: Study) -> str:
     more = _NOTHING
     if ours is not None and ours.gpu_hours and way.name != OURS:
         more = f"{(way.gpu_hours / ours.gpu_hours - 1) * 100:+.0f} %".replace("-", "\u2212")
-    kept = {True: "yes", False: "no", None: "?"}[keeps(way, study.slo)]
-    cells = [hours(way.gpu_hours), more, percent(way.attainment), kept, percent(way.worst_5_minutes)]
+        more = "same" if more[1:] == "0 %" else more
+    kept = {True: "yes", False: "no", None: "unknown"}[keeps(way, study.slo)]
+    cells = [hours(way.gpu_hours), more, percent(way.attainment), percent(way.worst_5_minutes)]
     if result is None:
         cells += [_NOTHING] * 4
     else:
@@ -155,8 +156,8 @@ def _row(way: Way, study: Study) -> str:
     note = f'<i title="{_HINDSIGHT}">in hindsight</i>' if way.name in IN_HINDSIGHT else ""
     note += "" if result else "<i>measured</i>"
     marked = f'<i class="dot" data-way="{escape(way.name)}"></i>{escape(way.title)}{note}'
-    body = "".join(f'<td class="{cell if cell in ("yes", "no") else ""}">{cell}</td>' for cell in cells)
-    return f'<tr data-way="{escape(way.name)}"><td>{marked}</td>{body}</tr>'
+    body = "".join(f"<td>{cell}</td>" for cell in cells)
+    return f'<tr class="{kept}" data-way="{escape(way.name)}"><td>{marked}</td>{body}</tr>'
 
 
 def _fidelity(study: Study) -> str:
@@ -170,11 +171,11 @@ def _fidelity(study: Study) -> str:
     )
     return (
         "<p>Prometheus counts requests and tokens and does not list them: the requests replayed are a reconstruction. "
-        "Each minute has the requests it had, and each five minutes the tokens; when in its minute a request came "
-        f"(index of dispersion {past.dispersion:.2f}, 1 is Poisson) and how long each was (lognormal, with the mean and "
-        f"the spread measured then) is drawn from the seed. {percent(past.prefix_hit_rate)} of the prompt tokens are taken "
-        'to be found in a cache, as they were overall.</p><table class="small"><tr><th>trace against history</th>'
-        f"<th>in all</th><th>worst of {found.hours} hours</th></tr>{rows}</table>"
+        "Each minute has the requests it had, and each five minutes the tokens. Drawn from the seed are when in its "
+        f"minute a request came (index of dispersion {past.dispersion:.2f}, 1 is Poisson) and how long each was "
+        f"(lognormal, with the mean and the spread of then). {percent(past.prefix_hit_rate)} of the prompt tokens "
+        'are taken to be found in a cache, as they were overall.</p><table class="small"><tr>'
+        f"<th>trace against history</th><th>in all</th><th>worst of {found.hours} hours</th></tr>{rows}</table>"
     )
 
 

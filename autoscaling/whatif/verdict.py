@@ -20,11 +20,13 @@ def verdict(study: Study) -> tuple[str, str]:
     ours = study.way(OURS)
     others = _others(study, base)
     length = f"In these {span(study.length_s)}"
-    if ours is not None and base is not None:
-        would = f"Archipelago would have run {hours(ours.gpu_hours)} at {percent(ours.attainment)}"
-        return f"{length} {said} {_figures(base)}; {would}: {_difference(ours, base, study.slo)}.", others
-    one = ours or base
-    return f"{length} {one.title} would have run {_figures(one)}." if one else "Nothing was replayed.", others
+    if base is None:
+        alone = f"Archipelago would have taken {_figures(ours)}" if ours else "nothing was replayed"
+        return f"{length} {alone}.", others
+    if ours is None:
+        return f"{length} {said} {_figures(base)}.", others
+    would = f"Archipelago would have taken {hours(ours.gpu_hours)} at {percent(ours.attainment)}"
+    return f"{length} {said} {_figures(base)}; {would}: {_difference(ours, base, study.slo)}.", others
 
 
 def keeps(way: Way, slo: Slo) -> bool | None:
@@ -41,6 +43,11 @@ def percent(share: float | None) -> str:
     return f"{math.floor(share * scale + 1e-6) / scale * 100:.{digits}f} %"
 
 
+def goal(slo: Slo) -> str:
+    """The share of requests that shall keep the SLO."""
+    return f"{slo.percentile * 100:.4g} %"
+
+
 def hours(gpu_hours: float) -> str:
     """GPU-hours, as exact as they are worth."""
     return f"{gpu_hours:,.0f}" if gpu_hours >= 100 else f"{gpu_hours:.1f}"
@@ -48,7 +55,7 @@ def hours(gpu_hours: float) -> str:
 
 def span(seconds: float) -> str:
     """A long time for people."""
-    for size, least, name in ((86_400, 172_800, "days"), (3600, 3600, "hours"), (60, 60, "minutes")):
+    for size, least, name in ((86_400, 172_800, "days"), (3600, 7200, "hours"), (60, 60, "minutes")):
         if seconds >= least:
             return f"{seconds / size:.3g} {name}"
     return f"{seconds:.0f} seconds"
@@ -60,9 +67,9 @@ def _base(study: Study) -> tuple[Way | None, str]:
     if measured is not None:
         return measured, "you ran"
     if static is not None:
-        return static, f"{spelled(study.initial)} all the time would have run"
+        return static, f"{spelled(study.initial)} all the time would have taken"
     best = _best(study, study.ways)
-    return best, f"{best.title} would have run" if best else ""
+    return best, f"{best.title} would have taken" if best else ""
 
 
 def _best(study: Study, ways: Iterable[Way]) -> Way | None:
@@ -84,7 +91,7 @@ def _figures(way: Way) -> str:
 def _difference(ours: Way, base: Way, slo: Slo) -> str:
     change = ours.gpu_hours / base.gpu_hours - 1 if base.gpu_hours else 0.0
     size = "as many" if abs(change) < _ABOUT_EQUAL else f"{abs(change) * 100:.0f} % {'fewer' if change < 0 else 'more'}"
-    target = f"the {percent(slo.percentile)} of the SLO are"
+    target = f"the {goal(slo)} of the SLO are"
     match keeps(base, slo), keeps(ours, slo):
         case (False, True):
             return f"{size}, and {target} reached, which they were not"

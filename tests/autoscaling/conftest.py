@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 from prometheus_builders import Scraped, Traffic, exporter, prometheus
-from prometheus_traffic import REPLICAS, STEADY, bursty_samples, old_samples, steady_requests
+from prometheus_traffic import REPLICAS, STEADY, bursty_samples, old_samples, steady_requests, swinging_samples
 
 
 @pytest.fixture(scope="session")
@@ -44,13 +44,14 @@ def scraped(prometheus_binary: str, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture(scope="session")
 def past_url(prometheus_binary: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Two weeks and a day of `old`, in which an hour is missing, and of `bursty`, whose requests come by the dozen."""
+    """Two weeks and a day of `old`, in which an hour is missing, and of `bursty`, whose requests come by the dozen;
+    two minutes of `swinging`."""
     promtool = shutil.which("promtool")
     if promtool is None:
         pytest.skip("needs the binary `promtool` (apt-get install prometheus)")
     folder = tmp_path_factory.mktemp("past")
     text = folder / "metrics.txt"
-    text.write_text("\n".join((*bursty_samples(), *old_samples(), "# EOF\n")))
+    text.write_text("\n".join((*bursty_samples(), *old_samples(), *swinging_samples(), "# EOF\n")))
     command = [promtool, "tsdb", "create-blocks-from", "openmetrics", str(text), str(folder / "data")]
     subprocess.run([*command, "--max-block-duration=512h"], check=True, stdout=subprocess.DEVNULL, timeout=60)
     with prometheus(prometheus_binary, folder) as (url, _):

@@ -35,6 +35,15 @@ def test_what_a_model_is_called_stays_inside_its_selector(past_url: str, model: 
         assert ask(Moment(promql=queries.ARRIVALS.text(model="old", window_s=60), at_s=END_S)) != ()
 
 
+def test_what_runs_is_the_mean_over_the_window(past_url: str) -> None:
+    """It is asked for at moments of all kinds, and must not depend on them."""
+    with Prometheus(past_url) as ask:
+        for before_s in (0.0, 3.0, 5.0):
+            found = ask(Moment(promql=queries.RUNNING.text(model="swinging", window_s=60), at_s=END_S - before_s))
+            assert not isinstance(found, Failure)
+            assert [series.value for series in found] == [pytest.approx(6, abs=0.5)]
+
+
 @given(text=st.text())
 def test_a_quoted_name_is_read_back_as_it_was(text: str) -> None:
     inside = quoted(text)[1:-1]

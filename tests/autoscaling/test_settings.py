@@ -13,6 +13,7 @@ from autoscaling.watching import rules_of
 from deployments import config as config_module
 from deployments.config import SimulatedCluster, load_config
 from placement import Shape, Slo
+from placement.clusters.cluster_reading import read_cluster
 from placement.given import cluster
 
 LEAST = "models: [{model: m, source: meta-llama/Llama-3.1-70B, slo: {ttft: 500ms, tpot: 40ms}}]"
@@ -82,9 +83,10 @@ def test_the_example_watches_what_the_shipped_configuration_serves() -> None:
     assert (watched.model, watched.source) == (served.models[0].name, served.models[0].source)
     assert served.models[0].simulated is not None
     assert isinstance(served.cluster, SimulatedCluster)
+    machine = {"gpu": served.models[0].simulated.gpu, "gpus_per_machine": served.cluster.gpus_per_island}
+    simulated = read_cluster(machine | {"machines": served.cluster.islands})
     hardware = cluster(watched.cluster or "")
-    assert {node.gpu.name for node in hardware.nodes} == {served.models[0].simulated.gpu}
-    assert [node.gpus for node in hardware.nodes] == [served.cluster.gpus_per_island] * served.cluster.islands
+    assert [(node.gpu, node.gpus) for node in hardware.nodes] == [(node.gpu, node.gpus) for node in simulated.nodes]
 
 
 def test_everything_that_is_written_reaches_the_rules() -> None:

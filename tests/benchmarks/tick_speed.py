@@ -47,7 +47,8 @@ def main() -> int:
     median = statistics.median(others)
     sys.stdout.write(f"{MODELS} models x {REPLICAS} replicas x {site.cluster.gpus} GPUs, {len(site.shapes)} shapes:\n")
     sys.stdout.write(
-        f"CPU: first tick {first:.0f} ms; then {median:.1f} ms, at most {max(others):.1f} ms; the bar is {BAR_MS:.0f} ms\n"
+        f"CPU: first tick {first:.0f} ms; then {median:.1f} ms, "
+        f"at most {max(others):.1f} ms; the bar is {BAR_MS:.0f} ms\n"
     )
     return int(median > BAR_MS)
 

@@ -157,16 +157,16 @@ def test_each_mistake_has_one_line(changes: dict[str, Any], message: str) -> Non
 ONE = {"source": "tiny-llama", "shape": "tp1", "name": "one"}
 TWO = {"source": "tiny-moe", "shape": "tp1"}
 CLASHES: dict[str, tuple[list[dict[str, Any]], dict[str, Any], str]] = {
-    "the port that follows is that of the control API": (
-        [ONE, TWO],
+    "the port that follows is that of another": (
+        [ONE | {"port": 8002}, TWO],
         {},
-        "models[1].port: 8001 is not accepted; without one it is endpoint.port + 1, and it is control.port too; "
+        "models[1].port: 8002 is not accepted; without one it follows endpoint.port, and it is models[0].port too; "
         "give another one",
     ),
     "the port that follows is none": (
         [ONE, TWO],
         {"endpoint": {"port": 65535}},
-        "models[1].port: 65536 is not accepted; without one it is endpoint.port + 1, and ports end at 65535; "
+        "models[1].port: 65536 is not accepted; without one it follows endpoint.port, and ports end at 65535; "
         "give an integer from 1 to 65535",
     ),
     "the port of another": (

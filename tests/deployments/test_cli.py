@@ -58,6 +58,12 @@ COMMANDS = {
         *("--shapes", "--max-gpus", "--start-time", "--truth", "--prefix-hits", "--precision", "--kv-cache"),
         *("--calibration", "--seed", "--out", "--json"),
     ],
+    "whatif": [
+        *("--prometheus", "--trace", "--model", "--since", "--scrape-interval", "--token-file", "--ca-file"),
+        *("--prefix-hits", "--source", "--cluster", "--ttft", "--tpot", "--percentile", "--initial", "--shapes"),
+        *("--max-gpus", "--start-time", "--precision", "--kv-cache", "--calibration", "--policies", "--seed"),
+        *("--out", "--json"),
+    ],
     "load": ["SCENARIO", "--url", "--model", "--duration", "--workers", "--seed", "--reference", "--out", "--ui"],
     "bench": ["COMMAND"],
 }

@@ -47,7 +47,9 @@ def test_serve_answers_from_four_workers_and_stop_leaves_nothing(archipelago: Ru
         assert f"curl -N http://127.0.0.1:{port}/v1/chat/completions" in served.stdout
 
         body = {"model": "tiny-llama", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8}
-        with httpx.stream("POST", f"{record.models[0].url}/v1/chat/completions", json=body | {"stream": True}, timeout=60) as one:
+        with httpx.stream(
+            "POST", f"{record.models[0].url}/v1/chat/completions", json=body | {"stream": True}, timeout=60
+        ) as one:
             lines = [line for line in one.iter_lines() if line]
         assert lines[-1] == "data: [DONE]"
         assert json.loads(lines[-2][6:])["choices"][0]["finish_reason"] == "length"

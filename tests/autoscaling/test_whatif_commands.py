@@ -1,0 +1,89 @@
+"""`archipelago whatif` as people use it: what it writes, and how it says what is wrong."""
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from cli_builders import refused
+
+from autoscaling.whatif.commands import add_commands
+
+Ran = Callable[..., tuple[int, str, str]]
+MODEL = "meta-llama/Llama-3.1-70B"
+
+
+@pytest.fixture
+def whatif(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Ran:
+    """Runs `whatif` over a short trace, with arguments replaced by those given; None leaves one out."""
+    trace = tmp_path / "day.csv"
+    rows = "".join(f"{second},1000,100\n" for second in range(1, 400))
+    trace.write_text(f"arrival_s,input_tokens,output_tokens\n{rows}", encoding="utf-8")
+
+    def run(*argv: object, **options: object) -> tuple[int, str, str]:
+        given = {
+            "trace": trace,
+            "cluster": "1x dgx-h100",
+            "source": MODEL,
+            "ttft": "2s",
+            "shapes": "tp4",
+            "policies": "static",
+            "out": tmp_path / "new" / "report.html",
+        }
+        named = [
+            f"--{name.replace('_', '-')}={value}" for name, value in (given | options).items() if value is not None
+        ]
+        parser = argparse.ArgumentParser()
+        add_commands(parser.add_subparsers(), lambda model: None, lambda: 1_800_000_000.0)
+        arguments = parser.parse_args(["whatif", *named, *map(str, argv)])
+        code = arguments.run(arguments)
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def test_a_trace_becomes_a_page_and_json(whatif: Ran, tmp_path: Path) -> None:
+    code, output, progress = whatif("--json", initial="tp4=2")
+    assert code == 0
+    assert "2 x tp4 all the time would have taken 0.9 GPU-hours at 100 % attainment" in output
+    assert "static: 399 requests" in progress
+    assert "static: 90 %" in progress
+    text = (tmp_path / "new" / "report.html").read_text(encoding="utf-8")
+    assert "what --initial says ran" in text
+    document = json.loads((tmp_path / "new" / "report.json").read_text(encoding="utf-8"))
+    assert document["verdict"][0] in output
+    assert document["ways"][0]["gpu_hours"] == pytest.approx(8 * 399 / 3600)
+
+
+def test_what_initial_says_ran_is_replayed_unasked(whatif: Ran, tmp_path: Path) -> None:
+    whatif("--json", initial="tp4=2", policies="no-repartition")
+    document = json.loads((tmp_path / "new" / "report.json").read_text(encoding="utf-8"))
+    assert [way["name"] for way in document["ways"]] == ["no-repartition", "static"]
+
+
+def test_where_nothing_says_what_ran_the_start_is_told(whatif: Ran, tmp_path: Path) -> None:
+    whatif()
+    assert "Every run begins with 1 x tp4" in (tmp_path / "new" / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"policies": "static,magic"}, "--policies: 'magic' is not one of archipelago,"),
+        ({"initial": "tp4"}, "--initial: 'tp4' is not accepted"),
+        ({"initial": "tp4=1,tp4=2"}, "tp4 is given twice"),
+        ({"initial": "tp4=9"}, "max_gpus is 8"),
+        ({"seed": -1}, "--seed is -1"),
+        ({"ttft": "soon"}, "--ttft: 'soon'"),
+        ({"trace": "/nowhere.csv"}, "/nowhere.csv cannot be read"),
+        ({"out": "/proc/report.html"}, "--out: /proc/report.html cannot be written"),
+        ({"trace": None, "prometheus": "http://127.0.0.1:9"}, "http://127.0.0.1:9 cannot be reached"),
+        ({"trace": None, "prometheus": "prometheus"}, "--prometheus: url: 'prometheus' is not where"),
+        ({"trace": None, "prometheus": "http://127.0.0.1:9", "since": "a while"}, "--since: 'a while'"),
+        ({"trace": None, "prometheus": "http://127.0.0.1:9", "since": "15d"}, "from 15 minutes to 14 days"),
+        ({"trace": None, "prometheus": "http://127.0.0.1:9", "token_file": "/nowhere"}, "--token-file: /nowhere"),
+    ],
+)
+def test_what_is_wrong_is_told_in_one_line(whatif: Ran, options: dict[str, object], message: str) -> None:
+    assert message in refused(whatif(**options))
