@@ -14,18 +14,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
-from autoscaling.approvals import ApprovalError
-from autoscaling.commands import approve, console, decisions, freeze_or_thaw, show, user_name
-from autoscaling.decisions_table import entries_shown, plain
-from autoscaling.exported import Metrics
-from autoscaling.fleet_client import FleetClient, FleetError
-from autoscaling.ledger import Ledger, LedgerError
-from autoscaling.loop import Autoscaler, Terms
-from autoscaling.prometheus import Prometheus
-from autoscaling.rules import RulesError
-from autoscaling.settings import Mode, PrometheusSettings, Settings, read_settings
-from autoscaling.settings_messages import SettingsError, reference
-from autoscaling.watching import watched
+from autoscaling.ledger.ledger import Ledger, LedgerError
+from autoscaling.live.approvals import ApprovalError
+from autoscaling.live.commands import approve, console, decisions, freeze_or_thaw, show, user_name
+from autoscaling.live.decisions_table import entries_shown, plain
+from autoscaling.live.exported import Metrics
+from autoscaling.live.fleet_client import FleetClient, FleetError
+from autoscaling.live.loop import Autoscaler, Terms
+from autoscaling.live.watching import watched
+from autoscaling.observing.prometheus import Prometheus
+from autoscaling.policy.rules import RulesError
+from autoscaling.settings.messages import SettingsError, reference
+from autoscaling.settings.settings import Mode, PrometheusSettings, Settings, read_settings
 from placement.given import ERRORS, FindConfig, cluster, model
 
 SETTINGS_FILE = "autoscaler.yaml"

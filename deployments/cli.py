@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from autoscaling import cli as autoscaling
-from autoscaling.fleet_client import FleetError
+from autoscaling.live.fleet_client import FleetError
 from autoscaling.simulation import commands as simulation
 from autoscaling.whatif import commands as whatif
 from deployments import run_record

@@ -2,9 +2,9 @@
 
 from functools import cache
 
+from autoscaling.capacity.performance import PlannedPerformance
+from autoscaling.capacity.site import Site, site_of
 from autoscaling.observation import Demand
-from autoscaling.performance import PlannedPerformance
-from autoscaling.site import Site, site_of
 from placement.clusters.cluster_reading import read_cluster
 from placement.models import catalogue
 from placement.models.model import ModelSpec

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from autoscaling.capacity.site import Site, site_of
+from autoscaling.capacity.times import Times
 from autoscaling.decision import Decision, Kind
 from autoscaling.observation import Blind, Observation, Pools, pools_of
 from autoscaling.simulation.engines import Engine, EngineFor, engine_of
 from autoscaling.simulation.scenario import Scenario
 from autoscaling.simulation.traces import Trace
-from autoscaling.site import Site, site_of
-from autoscaling.times import Times
 from placement import ModelSpec, Shape, Slo, cluster_of
 from placement.cost.simulation_replica import StepTable
 from placement.models import catalogue

@@ -9,8 +9,8 @@ import yaml
 from live_system import Asked, Look, Phase, live_system, model_directory, play
 
 from autoscaling.decision import Kind
-from autoscaling.entries import Entry, change_of, entry_json
-from autoscaling.ledger import read_ledger
+from autoscaling.ledger.entries import Entry, change_of, entry_json
+from autoscaling.ledger.ledger import read_ledger
 from autoscaling.observation import gpus_of
 from placement import Slo
 

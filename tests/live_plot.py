@@ -7,7 +7,7 @@ from html import escape
 from live_cases import Experiment, keeps
 from live_system import Asked
 
-from autoscaling.entries import Entry, change_of
+from autoscaling.ledger.entries import Entry, change_of
 from placement import Shape
 
 BIN_S = 15.0

@@ -10,16 +10,16 @@ import numpy as np
 from control_builders import MODEL, URL, WRITE, Bridge, MemoryFleet, fleet_view
 
 from autoscaling.decision import Decision, Kind, Option, Price
-from autoscaling.entries import Entry, Figures
-from autoscaling.exported import Metrics
-from autoscaling.fleet_client import FleetClient, Target
-from autoscaling.ledger import Ledger
-from autoscaling.loop import Autoscaler, Terms
-from autoscaling.memory import Memory
+from autoscaling.ledger.entries import Entry, Figures
+from autoscaling.ledger.ledger import Ledger
+from autoscaling.live.exported import Metrics
+from autoscaling.live.fleet_client import FleetClient, Target
+from autoscaling.live.loop import Autoscaler, Terms
+from autoscaling.live.steward import Watched
 from autoscaling.observation import Blind, Demand, Fleet, History, Observation, PoolLoad, Pools, pools_of, spelled
-from autoscaling.rules import Rules
-from autoscaling.settings import ApprovalSettings
-from autoscaling.steward import Watched
+from autoscaling.policy.memory import Memory
+from autoscaling.policy.rules import Rules
+from autoscaling.settings.settings import ApprovalSettings
 from deployments.control.wire import ReplicaView, SeatView
 from placement import Cluster, Lengths, Shape, Slo, cluster_of
 

@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 from placement_builders import cluster_of
 
+from autoscaling.capacity.performance import Capacity
+from autoscaling.capacity.times import Times
+from autoscaling.capacity.transitions import transition
 from autoscaling.decision import Decision
-from autoscaling.memory import Memory
 from autoscaling.observation import (
     Blind,
     Demand,
@@ -22,11 +24,9 @@ from autoscaling.observation import (
     pools_of,
     spelled,
 )
-from autoscaling.performance import Capacity
-from autoscaling.policy import decide
-from autoscaling.rules import Rules
-from autoscaling.times import Times
-from autoscaling.transitions import transition
+from autoscaling.policy.decide import decide
+from autoscaling.policy.memory import Memory
+from autoscaling.policy.rules import Rules
 from placement import Cluster, Lengths, Shape, Slo
 
 TICK_S, WINDOW_S, STEP_S = 15.0, 60.0, 60.0

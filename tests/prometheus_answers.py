@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from autoscaling import queries
-from autoscaling.queries import Answer, Failure, Moment, Series, Span
+from autoscaling.observing import queries
+from autoscaling.observing.queries import Answer, Failure, Moment, Series, Span
 
 SECONDS_BOUNDS = (0.01, 0.02, 0.03, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0)
 TOKENS_BOUNDS = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0, 5000.0)

@@ -6,9 +6,9 @@ from typing import Any
 from placement_builders import cluster_of
 from prometheus_answers import Answers, Value
 
-from autoscaling import queries
 from autoscaling.observation import Blind, Fleet, Observation
-from autoscaling.reading import read
+from autoscaling.observing import queries
+from autoscaling.observing.reading import read
 from placement import Shape, Slo
 
 NOW_S = 6_000_000.0

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from autoscaling import queries
 from autoscaling.observation import Array, History
-from autoscaling.queries import Answer, Failure, Moment, Series, Span
+from autoscaling.observing import queries
+from autoscaling.observing.queries import Answer, Failure, Moment, Series, Span
 from autoscaling.simulation.result import Decided, Percentiles, Result
 from autoscaling.simulation.result import Series as Over
 from autoscaling.simulation.traces import Trace

@@ -6,14 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from autoscaling.capacity.site import Site, site_of
+from autoscaling.capacity.times import times_of
 from autoscaling.observation import Pools, pools_of
 from autoscaling.simulation.policies import POLICIES
 from autoscaling.simulation.result import Result
 from autoscaling.simulation.run import run
 from autoscaling.simulation.scenario import Scenario, ScenarioError
 from autoscaling.simulation.traces import TraceError, read_trace
-from autoscaling.site import Site, site_of
-from autoscaling.times import times_of
 from placement import Shape, ShapeError
 from placement.given import ERRORS, KV_BYTES, FindConfig, InputError, cluster, constants_in, model, residuals_in, slo
 from placement.models.quantisation import PRECISIONS

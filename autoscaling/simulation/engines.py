@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 
-from autoscaling.site import Site
+from autoscaling.capacity.site import Site
 from placement import Lengths, Shape, Workload, kv_room
 from placement.cost.prediction import MAX_RUNNING
 from placement.cost.simulation import step_table

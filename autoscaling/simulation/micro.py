@@ -7,12 +7,12 @@ the right answer is to do nothing.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from autoscaling.capacity.site import site_of
+from autoscaling.capacity.times import times_of
 from autoscaling.observation import Pools
 from autoscaling.simulation.scenario import Scenario
 from autoscaling.simulation.synthetic import Load, Profile, constant, made, spike, square, step
 from autoscaling.simulation.traces import Trace
-from autoscaling.site import site_of
-from autoscaling.times import times_of
 from placement import ModelSpec, Shape, Slo, cluster_of
 
 CHANGE_S = 600.0

@@ -11,15 +11,15 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from autoscaling.dispersion import index_of_dispersion
 from autoscaling.observation import Array, Blind, Demand, History, Observation, PoolLoad
 from autoscaling.observation import Fleet as FleetState
+from autoscaling.observing.dispersion import index_of_dispersion
 from autoscaling.simulation.fleet import Fleet
 from autoscaling.simulation.records import REFUSED, Records
 from autoscaling.simulation.scenario import Scenario
 from placement import Cluster, Lengths, Shape, Slo
 
-# Before the first answer; as `autoscaling.reading` takes it.
+# Before the first answer; as `autoscaling.observing.reading` takes it.
 _UNKNOWN = Lengths(mean_tokens=512, spread=1.0), Lengths(mean_tokens=128, spread=1.0)
 _ENOUGH = 30  # answers; where the window has fewer, older ones tell how long requests are
 _MOST_SPREAD = 10.0
@@ -231,7 +231,7 @@ def _lengths(tokens: Array, unknown: Lengths) -> Lengths:
 
 
 def _dispersion(arrivals_s: Array, seen_s: float) -> float:
-    """From windows of 30 s in the last half hour, as `autoscaling.past` asks Prometheus for them."""
+    """From windows of 30 s in the last half hour, as `autoscaling.observing.past` asks Prometheus for them."""
     last = int(seen_s // _BIN_S)
     edges = np.arange(max(0, last - round(_DISPERSION_S / _BIN_S)), last + 1) * _BIN_S
     return index_of_dispersion(np.diff(np.searchsorted(arrivals_s, edges)).astype(float))

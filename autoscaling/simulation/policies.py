@@ -6,12 +6,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
+from autoscaling.capacity.performance import Performance, PlannedPerformance
+from autoscaling.capacity.times import Times
 from autoscaling.decision import Decision
-from autoscaling.memory import Memory
 from autoscaling.observation import Blind, Observation, Pools, pools_of, spelled
-from autoscaling.performance import Performance, PlannedPerformance
-from autoscaling.policy import decide
-from autoscaling.rules import Rules
+from autoscaling.policy.decide import decide
+from autoscaling.policy.memory import Memory
+from autoscaling.policy.rules import Rules
 from autoscaling.simulation.oracles.clairvoyant import best_static, clairvoyant
 from autoscaling.simulation.rivals import dynamo, dynamollm, hpa, ray_serve
 from autoscaling.simulation.rivals.dynamo import Dynamo
@@ -22,7 +23,6 @@ from autoscaling.simulation.rivals.ray_serve import RayServe
 from autoscaling.simulation.rivals.tuning import tuned
 from autoscaling.simulation.scenario import Policy, Scenario
 from autoscaling.simulation.traces import Trace
-from autoscaling.times import Times
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from autoscaling.capacity.site import Site
+from autoscaling.capacity.times import Times
 from autoscaling.decision import Decision
 from autoscaling.observation import Blind, Observation, Pools, gpus_of, spelled
-from autoscaling.site import Site
-from autoscaling.times import Times
 from placement import Shape, Slo
 
 

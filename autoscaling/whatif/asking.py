@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from autoscaling import queries
 from autoscaling.observation import Array
-from autoscaling.queries import MAX_POINTS, NAME, Ask, Failure, Moment, Query, Series, Span, joined
+from autoscaling.observing import queries
+from autoscaling.observing.queries import MAX_POINTS, NAME, Ask, Failure, Moment, Query, Series, Span, joined
 from autoscaling.whatif.past import PastError
 
 HELD = Query(

@@ -8,14 +8,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from autoscaling.capacity.site import Site, site_of
+from autoscaling.capacity.times import times_of
 from autoscaling.observation import Pools, gpus_of, pools_of, spelled
-from autoscaling.prometheus import Prometheus
+from autoscaling.observing.prometheus import Prometheus
 from autoscaling.simulation.oracles.scripted import Steps
 from autoscaling.simulation.policies import POLICIES
 from autoscaling.simulation.scenario import Scenario, ScenarioError
 from autoscaling.simulation.traces import TraceError, read_trace
-from autoscaling.site import Site, site_of
-from autoscaling.times import times_of
 from autoscaling.whatif.from_prometheus import read_past
 from autoscaling.whatif.past import Past, PastError
 from autoscaling.whatif.reconstruction import fidelity, reconstructed

@@ -6,12 +6,12 @@ from itertools import groupby
 
 import numpy as np
 
-from autoscaling import past as demand
-from autoscaling import queries
-from autoscaling.dispersion import index_of_dispersion
-from autoscaling.histograms import share_below, spread
 from autoscaling.observation import Array, History
-from autoscaling.queries import MAX_POINTS, Ask, Moment, Query, Span
+from autoscaling.observing import past as demand
+from autoscaling.observing import queries
+from autoscaling.observing.dispersion import index_of_dispersion
+from autoscaling.observing.histograms import share_below, spread
+from autoscaling.observing.queries import MAX_POINTS, Ask, Moment, Query, Span
 from autoscaling.whatif import asking
 from autoscaling.whatif.asking import Rows, answered, named, over_time, summed
 from autoscaling.whatif.past import WINDOW_S, Answers, Habits, Origin, Past, PastError, Ran, unknown_steps
@@ -224,7 +224,7 @@ def _prefix_hit_rate(rows: Rows, origin: str) -> float:
 
 
 def _dispersion(ask: Ask, model: str, history: History, scrape_interval_s: float) -> float:
-    """Over all the time, or its end, in the windows that `autoscaling.past` looks at for the last half hour."""
+    """Over all the time, or its end, in the windows that `observing.past` looks at for the last half hour."""
     step_s = 2 * scrape_interval_s
     newest = answered(ask(Moment(promql=queries.NEWEST.text(model=model, window_s=step_s), at_s=history.end_s)))
     end_s = (newest[0].value if newest else history.end_s) - scrape_interval_s / 2

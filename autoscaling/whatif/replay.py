@@ -4,9 +4,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from autoscaling.capacity.performance import PlannedPerformance
 from autoscaling.decision import Decision
 from autoscaling.observation import Blind, Observation
-from autoscaling.performance import PlannedPerformance
 from autoscaling.simulation.oracles.scripted import Scripted, Steps
 from autoscaling.simulation.policies import POLICIES
 from autoscaling.simulation.result import Result

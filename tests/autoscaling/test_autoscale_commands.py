@@ -7,10 +7,10 @@ import pytest
 from control_builders import MODEL, rows
 from loop_builders import SETTLE_S, START_S, TICK_S, Running, pools, world
 
-from autoscaling.approvals import frozen, take_answer
 from autoscaling.cli import add_commands
-from autoscaling.fleet_client import RefusedError
-from autoscaling.ledger import FILE, read_ledger
+from autoscaling.ledger.ledger import FILE, read_ledger
+from autoscaling.live.approvals import frozen, take_answer
+from autoscaling.live.fleet_client import RefusedError
 
 Ran = tuple[int, str, str]
 Run = Callable[..., Ran]

@@ -7,7 +7,7 @@ from autoscaling_builders import TP4, TP8, demand, performance, site, slo
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoscaling.corrections import (
+from autoscaling.capacity.corrections import (
     FEWEST_ANSWERS,
     LEAST_FACTOR,
     MOST_FACTOR,
@@ -18,7 +18,7 @@ from autoscaling.corrections import (
     from_json,
     is_steady,
 )
-from autoscaling.expected import Expectations
+from autoscaling.ledger.expected import Expectations
 from autoscaling.observation import PoolLoad
 from placement import Workload
 from placement.cost.prediction import predict

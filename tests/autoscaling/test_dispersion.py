@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from autoscaling.dispersion import index_of_dispersion
+from autoscaling.observing.dispersion import index_of_dispersion
 
 GENERATOR = np.random.default_rng(5)
 

@@ -6,7 +6,7 @@ import pytest
 from control_builders import MODEL, READ, REPLICA, UNDER_WAY, URL, WRITE, Bridge, MemoryFleet, fleet_view
 from loop_builders import HARDWARE, pools, replicas_of
 
-from autoscaling.fleet_client import (
+from autoscaling.live.fleet_client import (
     MOST_REASON_CHARACTERS,
     AwayError,
     ConflictError,

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoscaling.forecast import Forecast, forecast
+from autoscaling.forecasting.forecast import Forecast, forecast
 from autoscaling.observation import Demand, History
 from placement import Lengths
 

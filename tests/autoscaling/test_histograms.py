@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_answers import TOKENS_BOUNDS, le
 
-from autoscaling.histograms import counted, share_below, spread
+from autoscaling.observing.histograms import counted, share_below, spread
 
 LENGTHS = st.lists(st.integers(1, 4000), min_size=1, max_size=60)
 

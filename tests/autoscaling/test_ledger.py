@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from loop_builders import START_S, decision, option, pools
 
 from autoscaling.decision import Expected
-from autoscaling.entries import Basis, Entry, Figures, Outcome, decision_from, decision_json, entry_json
-from autoscaling.ledger import FILE, Ledger, LedgerError, read_ledger
+from autoscaling.ledger.entries import Basis, Entry, Figures, Outcome, decision_from, decision_json, entry_json
+from autoscaling.ledger.ledger import FILE, Ledger, LedgerError, read_ledger
 
 ONE, TWO, WIDE = pools("1 x tp2"), pools("2 x tp2"), pools("1 x tp4 + 2 x tp2pp2")
 FULL = decision(

@@ -4,8 +4,8 @@ import pytest
 from control_builders import MODEL
 from loop_builders import SETTLE_S, TICK_S, Running, World, pools, story, world
 
-from autoscaling.approvals import Answer, Freeze, answer, freeze, thaw
-from autoscaling.ledger import Ledger, LedgerError, read_ledger
+from autoscaling.ledger.ledger import Ledger, LedgerError, read_ledger
+from autoscaling.live.approvals import Answer, Freeze, answer, freeze, thaw
 from deployments.control.wire import LeaseRequest
 
 ONE, TWO, WIDE = pools("1 x tp2"), pools("2 x tp2"), pools("1 x tp4")

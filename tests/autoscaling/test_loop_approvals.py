@@ -3,7 +3,7 @@ from pathlib import Path
 from control_builders import MODEL
 from loop_builders import APPROVAL, TICK_S, Running, pools, story, world
 
-from autoscaling.approvals import Answer, answer
+from autoscaling.live.approvals import Answer, answer
 
 TWO, WIDE = pools("2 x tp2"), pools("1 x tp4")
 

@@ -9,10 +9,10 @@ import pytest
 from control_builders import MODEL
 from loop_builders import Running, World, pools, world
 
-from autoscaling.approvals import Answer, answer
-from autoscaling.entries import OPEN
-from autoscaling.fleet_client import AwayError, Target
-from autoscaling.ledger import FILE, read_ledger
+from autoscaling.ledger.entries import OPEN
+from autoscaling.ledger.ledger import FILE, read_ledger
+from autoscaling.live.approvals import Answer, answer
+from autoscaling.live.fleet_client import AwayError, Target
 
 TWO = pools("2 x tp2")
 MOST_WRITES = 10  # in the ticks of a change

@@ -8,7 +8,7 @@ import pytest
 from link_builders import Fleet, run
 from prometheus_client import CollectorRegistry
 
-from autoscaling.queries import ALL, FAILED, Query
+from autoscaling.observing.queries import ALL, FAILED, Query
 from deployments.metrics.ingress_series import IngressSeries
 
 OURS = [query for query in ALL if query.metric.startswith("archipelago_")]

@@ -3,10 +3,10 @@
 import pytest
 from policy_builders import TP1, TP2, TP4, TP8, Analytic, demand, fleet, observation, pools, rules
 
-from autoscaling.estimates import Estimates
 from autoscaling.observation import gpus_of, spelled
-from autoscaling.options import bounds, kind_of, options
-from autoscaling.outlook import outlook
+from autoscaling.policy.estimates import Estimates
+from autoscaling.policy.options import bounds, kind_of, options
+from autoscaling.policy.outlook import outlook
 
 
 def found(rate, current, tokens=512, **given):

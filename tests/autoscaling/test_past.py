@@ -8,9 +8,9 @@ from prometheus_answers import Answers
 from prometheus_traffic import END_S, PAST_INTERVAL_S, is_missing, old_rate
 
 from autoscaling.observation import History
-from autoscaling.past import MAX_STEPS, dispersion, history
-from autoscaling.prometheus import Prometheus
-from autoscaling.queries import MAX_POINTS, Failure
+from autoscaling.observing.past import MAX_STEPS, dispersion, history
+from autoscaling.observing.prometheus import Prometheus
+from autoscaling.observing.queries import MAX_POINTS, Failure
 
 NOW_S = 6_000_030.0  # half a minute after a step
 FORTNIGHT_S = 14 * 86_400.0

@@ -8,11 +8,11 @@ from autoscaling_builders import MIXTRAL, TP2, TP4, TP4PP2, TP8, demand, model, 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoscaling.corrections import Correction
-from autoscaling.lattice import around
+from autoscaling.capacity.corrections import Correction
+from autoscaling.capacity.lattice import around
+from autoscaling.capacity.performance import Capacity, PlannedPerformance
+from autoscaling.capacity.site import site_of
 from autoscaling.observation import Demand
-from autoscaling.performance import Capacity, PlannedPerformance
-from autoscaling.site import site_of
 from placement.clusters.cluster_reading import read_cluster
 from placement.clusters.hardware import Cluster, ClusterError, Gpu, Node
 from placement.cost.prediction import MAX_RUNNING, predict

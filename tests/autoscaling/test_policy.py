@@ -19,9 +19,9 @@ from policy_builders import (
 )
 
 from autoscaling.decision import Decision
-from autoscaling.memory import Memory
 from autoscaling.observation import Blind, spelled
-from autoscaling.policy import decide
+from autoscaling.policy.decide import decide
+from autoscaling.policy.memory import Memory
 
 SHIFT_S = 600.0
 

@@ -4,8 +4,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from policy_builders import TIMES, Analytic, Play, demand, pools, rules
 
-from autoscaling.memory import Memory
 from autoscaling.observation import gpus_of
+from autoscaling.policy.memory import Memory
 
 # A rate and two lengths for every five minutes.
 phases = st.lists(

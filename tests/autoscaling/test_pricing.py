@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from policy_builders import TP2, TP4, Analytic, demand, fleet, history, observation, pools, rules
 
-from autoscaling.estimates import Estimates
+from autoscaling.capacity.transitions import Stage, Transition
 from autoscaling.observation import History
-from autoscaling.options import Candidate
-from autoscaling.outlook import outlook
-from autoscaling.pricing import priced
-from autoscaling.transitions import Stage, Transition
+from autoscaling.policy.estimates import Estimates
+from autoscaling.policy.options import Candidate
+from autoscaling.policy.outlook import outlook
+from autoscaling.policy.pricing import priced
 
 RULES = rules(tpot_ms=200, ttft_ms=2000, horizon_s=600)
 ESTIMATES = Estimates(Analytic(), RULES.slo)

@@ -18,8 +18,8 @@ import httpx
 import pytest
 from prometheus_builders import free_port, prometheus
 
-from autoscaling.prometheus import Prometheus
-from autoscaling.queries import Failure, Moment, Series, Span
+from autoscaling.observing.prometheus import Prometheus
+from autoscaling.observing.queries import Failure, Moment, Series, Span
 
 URL = "http://prometheus.test/at/a/path"
 NOW = Moment(promql="up", at_s=1_700_000_000.25)

@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_traffic import END_S
 
-from autoscaling import queries
-from autoscaling.prometheus import Prometheus
-from autoscaling.queries import ALL, Failure, Moment, Query, duration, joined, parted, quoted
+from autoscaling.observing import queries
+from autoscaling.observing.prometheus import Prometheus
+from autoscaling.observing.queries import ALL, Failure, Moment, Query, duration, joined, parted, quoted
 
 
 def test_every_query_has_a_name_and_a_series_of_its_own_kind() -> None:

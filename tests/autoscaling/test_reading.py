@@ -6,9 +6,9 @@ import pytest
 from prometheus_answers import Answers, Value
 from reading_builders import BUSY, FLEET, GAUGES, IDLE, INF, NAN, NOW_S, REPLICAS, SLO, TP2, TP4, answers, seen
 
-from autoscaling import queries
-from autoscaling.queries import Failure, Moment
-from autoscaling.reading import UNKNOWN
+from autoscaling.observing import queries
+from autoscaling.observing.queries import Failure, Moment
+from autoscaling.observing.reading import UNKNOWN
 from placement import Slo
 
 

@@ -10,8 +10,8 @@ from prometheus_answers import TOKENS_BOUNDS, Answers, Value, le
 from reading_builders import BUSY, FLEET, IDLE, INF, NAN, NOW_S, REPLICAS, answers, reading, seen
 
 from autoscaling.observation import Blind
-from autoscaling.queries import Failure, FailureKind
-from autoscaling.trust import Tolerance
+from autoscaling.observing.queries import Failure, FailureKind
+from autoscaling.observing.trust import Tolerance
 from placement import Lengths
 
 GONE: dict[str, Value] = dict.fromkeys(BUSY)

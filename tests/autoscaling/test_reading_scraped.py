@@ -13,11 +13,11 @@ from placement_builders import cluster_of
 from prometheus_builders import Scraped, until
 from prometheus_traffic import STEADY
 
-from autoscaling import queries
 from autoscaling.observation import Blind, Fleet, Observation
-from autoscaling.prometheus import Prometheus
-from autoscaling.queries import Moment
-from autoscaling.reading import read
+from autoscaling.observing import queries
+from autoscaling.observing.prometheus import Prometheus
+from autoscaling.observing.queries import Moment
+from autoscaling.observing.reading import read
 from placement import Shape, Slo
 
 WINDOW_S = 8.0

@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 import yaml
 
-from autoscaling import settings as settings_module
-from autoscaling.rules import Window
-from autoscaling.settings import Settings, parse_settings, read_settings
-from autoscaling.settings_messages import SettingsError, reference
-from autoscaling.watching import rules_of
+from autoscaling.live.watching import rules_of
+from autoscaling.policy.rules import Window
+from autoscaling.settings import settings as settings_module
+from autoscaling.settings.messages import SettingsError, reference
+from autoscaling.settings.settings import Settings, parse_settings, read_settings
 from deployments import config as config_module
 from deployments.config import SimulatedCluster, load_config
 from placement import Shape, Slo

@@ -6,8 +6,8 @@ from datetime import UTC, datetime, time
 import pytest
 from policy_builders import TP2, TP4, demand, fleet, observation, pools, rules
 
-from autoscaling.memory import Change, Memory, MemoryVersionError, Pressure
-from autoscaling.rules import Rules, RulesError, Window
+from autoscaling.policy.memory import Change, Memory, MemoryVersionError, Pressure
+from autoscaling.policy.rules import Rules, RulesError, Window
 from placement import Slo
 
 SLO = Slo(ttft_s=1.0, percentile=0.95)

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from placement_builders import cluster_of
 
+from autoscaling.capacity.seating import islands_of
+from autoscaling.capacity.times import Times, estimated_start_s, times_of
+from autoscaling.capacity.transitions import Transition, transition
 from autoscaling.observation import Pools, gpus_of, pools_of, spelled
-from autoscaling.seating import islands_of
-from autoscaling.times import Times, estimated_start_s, times_of
-from autoscaling.transitions import Transition, transition
 from deployments.reconcile import Actual, Desired, Durations, Limits, Phase, Pool, ReplicaState, forecast
 from deployments.reconcile.states import Record
 from placement.clusters.hardware import Cluster

@@ -5,10 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from loop_builders import SLO, START_S, TICK_S, demand, entry, observation, pools
 
-from autoscaling.entries import Figures
+from autoscaling.ledger.entries import Figures
+from autoscaling.ledger.settling import Settling
+from autoscaling.ledger.verdicts import Measured, Predict, basis_of, judged, measured, revert
 from autoscaling.observation import Demand, Fleet, Observation, Pools
-from autoscaling.settling import Settling
-from autoscaling.verdicts import Measured, Predict, basis_of, judged, measured, revert
 from placement import cluster_of
 
 ONE, WIDE = pools("1 x tp2"), pools("1 x tp4")

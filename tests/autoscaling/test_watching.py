@@ -8,10 +8,10 @@ from loop_builders import TICK_S, Running, World, world
 from prometheus_answers import Answers, Value
 from reading_builders import BUSY
 
-from autoscaling.queries import Answer, Failure, Moment, Span
-from autoscaling.settings import parse_settings
-from autoscaling.steward import Watched
-from autoscaling.watching import watched
+from autoscaling.live.steward import Watched
+from autoscaling.live.watching import watched
+from autoscaling.observing.queries import Answer, Failure, Moment, Span
+from autoscaling.settings.settings import parse_settings
 from placement import cluster_of
 
 NAME = "meta-llama/Llama-3.1-8B"

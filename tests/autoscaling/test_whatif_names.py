@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from control_builders import fleet_view
 
-from autoscaling.queries import Query
+from autoscaling.observing.queries import Query
 from autoscaling.whatif import asking
 from deployments.control.wire import ClusterView, Overview
 from deployments.metrics.fleet_series import fleet_series

@@ -13,8 +13,8 @@ from prometheus_builders import prometheus
 from whatif_builders import NOW_S, SAMPLES_S, SLO, TP4, answering, samples, tp4_at
 
 from autoscaling.observation import pools_of
-from autoscaling.prometheus import Prometheus
-from autoscaling.queries import Ask, Failure
+from autoscaling.observing.prometheus import Prometheus
+from autoscaling.observing.queries import Ask, Failure
 from autoscaling.whatif.commands import add_commands
 from autoscaling.whatif.from_prometheus import read_past
 from autoscaling.whatif.past import Past, PastError

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from whatif_builders import past
 
-from autoscaling.dispersion import index_of_dispersion
+from autoscaling.observing.dispersion import index_of_dispersion
 from autoscaling.simulation.traces import TraceError
 from autoscaling.whatif.reconstruction import ENOUGH, demanded, fidelity, reconstructed
 

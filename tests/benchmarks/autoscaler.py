@@ -21,8 +21,10 @@ from pathlib import Path
 
 import numpy as np
 
+from autoscaling.capacity.performance import Performance, PlannedPerformance
+from autoscaling.capacity.site import Site, site_of
+from autoscaling.capacity.times import times_of
 from autoscaling.observation import Pools, spelled
-from autoscaling.performance import Performance, PlannedPerformance
 from autoscaling.simulation.conversion import azure_2023, mooncake
 from autoscaling.simulation.micro import MICROS
 from autoscaling.simulation.oracles.fluid import fluid_bound_gpu_hours
@@ -32,8 +34,6 @@ from autoscaling.simulation.result import Result
 from autoscaling.simulation.run import run
 from autoscaling.simulation.scenario import Scenario
 from autoscaling.simulation.traces import Trace, superposed
-from autoscaling.site import Site, site_of
-from autoscaling.times import times_of
 from placement import ModelSpec, Shape, Slo, cluster_of
 from placement.models.catalogue import config
 

@@ -14,9 +14,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from autoscaling_builders import TP2, TP4, TP4PP2, TP8, demand, site, slo
 
-from autoscaling.performance import PlannedPerformance
-from autoscaling.times import times_of
-from autoscaling.transitions import transition
+from autoscaling.capacity.performance import PlannedPerformance
+from autoscaling.capacity.times import times_of
+from autoscaling.capacity.transitions import transition
 from placement.shape import Shape
 
 _SHAPES = (TP2, TP4, TP8, TP4PP2)

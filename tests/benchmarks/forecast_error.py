@@ -10,7 +10,7 @@ overlap and a coverage of theirs is worth a few independent ones at best.
 
 Libraries on requests per minute, error over that of the last minute at 2 / 5 / 10 minutes, and time per series:
                                           conv (5 to 13 asked)   servegen (50 asked)
-  autoscaling.forecast                    0.95 / 0.90 / 0.84     0.95 / 0.93 / 0.97     1 ms
+  autoscaling.forecasting.forecast                    0.95 / 0.90 / 0.84     0.95 / 0.93 / 0.97     1 ms
   statsmodels 0.15.0 Holt, damped         1.15 / 1.61 / 3.25     0.76 / 0.72 / 0.78    23 ms
   statsforecast 2.1.1 AutoETS             refuses 5 samples      0.86 / 0.83 / 0.88    37 ms
   statsforecast 2.1.1 Holt                refuses 5 samples      0.85 / 0.83 / 0.87    18 ms
@@ -32,7 +32,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from autoscaling.forecast import Forecast, forecast
+from autoscaling.forecasting.forecast import Forecast, forecast
 from autoscaling.observation import Array, History
 
 _HORIZONS_MIN = (2, 5, 10)

@@ -9,12 +9,12 @@ import argparse
 import sys
 import time
 
+from autoscaling.capacity.site import site_of
+from autoscaling.capacity.times import times_of
 from autoscaling.simulation.policies import POLICIES
 from autoscaling.simulation.run import run
 from autoscaling.simulation.scenario import Scenario
 from autoscaling.simulation.synthetic import Load, constant, diurnal, made
-from autoscaling.site import site_of
-from autoscaling.times import times_of
 from placement import ModelSpec, Shape, Slo, cluster_of
 from placement.models.catalogue import config
 

@@ -17,13 +17,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from planner_builders import model
 
-from autoscaling.memory import Memory
+from autoscaling.capacity.performance import PlannedPerformance
+from autoscaling.capacity.site import Site, site_of
+from autoscaling.capacity.times import times_of
 from autoscaling.observation import Demand, Fleet, History, Observation, PoolLoad, gpus_of
-from autoscaling.performance import PlannedPerformance
-from autoscaling.policy import decide
-from autoscaling.rules import Rules
-from autoscaling.site import Site, site_of
-from autoscaling.times import times_of
+from autoscaling.policy.decide import decide
+from autoscaling.policy.memory import Memory
+from autoscaling.policy.rules import Rules
 from placement import Lengths, Slo
 from placement.clusters.cluster_reading import read_cluster
 

@@ -9,8 +9,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from autoscaling.capacity.performance import Performance
 from autoscaling.observation import Pools, gpus_of, pools_of
-from autoscaling.performance import Performance
 from autoscaling.simulation.oracles.programme import Programme, lead
 from autoscaling.simulation.oracles.scripted import Scripted, Steps
 from autoscaling.simulation.oracles.trials import MINUTE_S, Trials, promising, trials

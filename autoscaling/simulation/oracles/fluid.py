@@ -5,8 +5,8 @@ from itertools import pairwise
 
 import numpy as np
 
+from autoscaling.capacity.performance import Performance
 from autoscaling.observation import Array
-from autoscaling.performance import Performance
 from autoscaling.simulation.oracles.windows import demand_of
 from autoscaling.simulation.scenario import Scenario
 from autoscaling.simulation.traces import Trace

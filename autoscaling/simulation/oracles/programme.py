@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from autoscaling.capacity.transitions import Transition, transition
 from autoscaling.observation import Array, Pools, gpus_of
 from autoscaling.simulation.oracles.trials import MINUTE_S, Trials
 from autoscaling.simulation.scenario import Scenario
-from autoscaling.transitions import Transition, transition
 from placement import Shape
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from autoscaling.decision import Decision
 from autoscaling.observation import Blind, Observation, Pools, spelled
-from autoscaling.options import kind_of
+from autoscaling.policy.options import kind_of
 
 Steps = tuple[tuple[float, Pools], ...]  # targets, each from its time on, in the order of time
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from autoscaling.capacity.performance import Performance
 from autoscaling.observation import Array, Demand, Pools, pools_of
-from autoscaling.performance import Performance
 from autoscaling.simulation.oracles.scripted import Scripted
 from autoscaling.simulation.oracles.windows import demand_of
 from autoscaling.simulation.run import run

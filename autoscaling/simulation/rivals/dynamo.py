@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from autoscaling.capacity.performance import Performance
 from autoscaling.decision import Decision
-from autoscaling.forecast import forecast
+from autoscaling.forecasting.forecast import forecast
 from autoscaling.observation import Blind, Demand, Observation
-from autoscaling.performance import Performance
 from autoscaling.simulation.rivals.pool import Pool, blind
 from placement import Slo
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from autoscaling.capacity.performance import Performance
 from autoscaling.decision import Decision
 from autoscaling.observation import Blind, Demand, Observation, Pools
-from autoscaling.options import kind_of
-from autoscaling.performance import Performance
+from autoscaling.policy.options import kind_of
 from autoscaling.simulation.rivals.pool import blind
 from placement import Shape, Slo
 

@@ -10,8 +10,9 @@ from fleet_runs import PLAIN, TP2, TP4, TP8, Scripted, even, plain, scenario, si
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from autoscaling.capacity.seating import islands_of
+from autoscaling.capacity.transitions import transition
 from autoscaling.observation import Blind, Observation, gpus_of
-from autoscaling.seating import islands_of
 from autoscaling.simulation.fleet import Fleet
 from autoscaling.simulation.policies import POLICIES
 from autoscaling.simulation.records import records_of
@@ -20,7 +21,6 @@ from autoscaling.simulation.run import run
 from autoscaling.simulation.scenario import ScenarioError
 from autoscaling.simulation.synthetic import Load, constant, made
 from autoscaling.simulation.traces import Trace, TraceError
-from autoscaling.transitions import transition
 from placement import Lengths, Shape, Slo
 from placement.cost.simulation import lengths, poisson_arrivals, simulate
 

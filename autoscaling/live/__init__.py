@@ -1,0 +1,1 @@
+"""The autoscaler as it runs: the loop, the control API, approvals, commands."""

@@ -1,0 +1,1 @@
+"""What is seen: PromQL, the answers of Prometheus, and whether they can be believed."""
