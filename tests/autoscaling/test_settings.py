@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 import yaml
 
+import autoscaling
 from autoscaling.live.watching import rules_of
 from autoscaling.policy.rules import Window
-from autoscaling.settings import settings as settings_module
 from autoscaling.settings.messages import SettingsError, reference
 from autoscaling.settings.settings import Settings, parse_settings, read_settings
 from deployments import config as config_module
@@ -17,7 +17,7 @@ from placement.clusters.cluster_reading import read_cluster
 from placement.given import cluster
 
 LEAST = "models: [{model: m, source: meta-llama/Llama-3.1-70B, slo: {ttft: 500ms, tpot: 40ms}}]"
-EXAMPLE = Path(settings_module.__file__).parent / "examples" / "autoscaler.yaml"
+EXAMPLE = Path(autoscaling.__file__).parent / "examples" / "autoscaler.yaml"
 SERVED = Path(config_module.__file__).parent / "configs" / "autoscaled.yaml"
 FULL = """
 prometheus: {url: https://prom:9090/prefix/, token_env: TOKEN, ca: /etc/ca.pem, timeout_s: 2, scrape_interval_s: 5s}
