@@ -21,6 +21,7 @@ _PROVED_AFTER = 5.0  # horizons of history
 # Single steps are noise: a length is the mean of few requests, a rate a count of them.
 _SMOOTHED_OVER_S = 120.0
 _FEWEST_REQUESTS = 30.0  # behind a length that is to be remembered
+_CLEARLY = 3.0  # standard errors
 _ALIKE = 0.97  # a demand that is at least this part of another in every respect stands for it
 _USUAL_WAITING = 0.1  # of the running requests: what waits for the next step is no backlog
 
@@ -175,28 +176,52 @@ def _past(observation: Observation, lookback_s: float) -> tuple[Asked, ...]:
     steps = min(len(history.requests_per_s), int(lookback_s // history.step_s))
     if not steps:
         return ()
-    rates, inputs, outputs = _smoothed(history, steps)
+    width = max(1, min(steps, round(_SMOOTHED_OVER_S / history.step_s)))
+    smooth = _smoothed(history, steps, width)
+    rates, inputs, outputs = smooth
     known = np.isfinite(rates) & np.isfinite(inputs) & np.isfinite(outputs) & (rates > 0)
     if not known.any():
         return ()
+    found = {_peak(series, known) for series in smooth}
     telling = known & (rates * max(history.step_s, _SMOOTHED_OVER_S) >= _FEWEST_REQUESTS)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        extremes = {_peak(series, known) for series in (rates, inputs, outputs)}
-        if telling.any():
-            extremes |= {_peak(inputs / rates, telling), _peak(outputs / rates, telling)}
-    age_s = observation.at_s - history.end_s
-    return tuple(
-        Asked(
-            demand=_demand(observation.demand, float(rates[at]), float(inputs[at]), float(outputs[at])),
-            in_s=-(age_s + (len(rates) - 1 - at) * history.step_s),
-        )
-        for at in sorted(extremes)
+    if telling.any():
+        with np.errstate(divide="ignore", invalid="ignore"):
+            found |= {_peak(inputs / rates, telling), _peak(outputs / rates, telling)}
+    return (
+        *(_asked(observation, smooth, at) for at in sorted(found)),
+        *(_asked(observation, _smoothed(history, steps, 1), at) for at in _swings(observation.demand, history, steps)),
     )
 
 
-def _smoothed(history: History, steps: int) -> tuple[Array, Array, Array]:
-    """Means of the last steps over the smoothing time, each where all of its steps are known."""
-    width = max(1, min(steps, round(_SMOOTHED_OVER_S / history.step_s)))
+def _swings(demand: Demand, history: History, steps: int) -> set[int]:
+    """Single steps with the longest prompts or answers, where these are longer than chance makes them.
+
+    A mix that swings within the smoothing time looks like its mean, which no request has.
+    """
+    rates, inputs, outputs = _smoothed(history, steps, 1)
+    found = set()
+    for tokens, lengths in ((inputs, demand.input_tokens), (outputs, demand.output_tokens)):
+        with np.errstate(divide="ignore", invalid="ignore"):
+            longer = tokens / rates / (np.nansum(tokens) / np.nansum(rates)) - 1
+            clear = longer > _CLEARLY * lengths.spread / np.sqrt(rates * history.step_s)
+        clear &= rates * history.step_s >= _FEWEST_REQUESTS
+        if clear.any():
+            found.add(_peak(longer, clear))
+    return found
+
+
+def _asked(observation: Observation, series: tuple[Array, Array, Array], at: int) -> Asked:
+    """The demand in one place of the history."""
+    rates, inputs, outputs = series
+    history = observation.history
+    age_s = observation.at_s - history.end_s + (len(rates) - 1 - at) * history.step_s
+    return Asked(
+        demand=_demand(observation.demand, float(rates[at]), float(inputs[at]), float(outputs[at])), in_s=-age_s
+    )
+
+
+def _smoothed(history: History, steps: int, width: int) -> tuple[Array, Array, Array]:
+    """Means of the last `steps` over `width` of them, each where all of its steps are known."""
     weights = np.full(width, 1 / width)
     series = (history.requests_per_s, history.input_tokens_per_s, history.output_tokens_per_s)
     rates, inputs, outputs = (np.convolve(one[-steps:], weights, mode="valid") for one in series)

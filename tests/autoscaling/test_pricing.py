@@ -96,6 +96,14 @@ class TestWhatIsPlannedFor:
             (3, 8192),
         }
 
+    def test_a_mix_that_swings_by_the_minute_is_not_its_mean_and_chance_is_no_swing(self):
+        def longest(*inputs):
+            found = plan(5, past=history([demand(5, mean) for mean in inputs * 5], 1e4))
+            return max(one.demand.input_tokens.mean_tokens for one in found.recent)
+
+        assert longest(512, 4096) == 4096
+        assert longest(512, 560) < 540
+
     def test_gaps_are_not_taken_for_quiet(self):
         gaps = np.full(10, np.nan)
         gaps[-2:] = 13.0

@@ -7,7 +7,7 @@ import pytest
 
 from autoscaling.observation import Pools, gpus_of
 from autoscaling.simulation.micro import CHANGE_S, MICROS, Micro
-from autoscaling.simulation.policies import Static
+from autoscaling.simulation.policies import POLICIES, Static
 from autoscaling.simulation.result import Result
 from autoscaling.simulation.run import run
 from placement import ModelSpec
@@ -49,3 +49,15 @@ def test_the_right_answer_is_right(name: str) -> None:
     assert _kept(after, settled_s) >= micro.slo.percentile
     if gpus_of(micro.right) >= gpus_of(micro.initial) and micro.right != micro.initial:
         assert _kept(before, settled_s) < micro.slo.percentile, "nothing would have to be done"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", MICROS)
+def test_our_policy_gives_the_right_answer(name: str) -> None:
+    micro = MICROS[name]
+    scenario, trace = micro.scenario(_model), micro.trace(seed=1)
+    result = run(trace, scenario, POLICIES["archipelago"](scenario, trace), seed=0)
+    changes = [decision.target for decision in result.decisions if decision.kind != "hold" and decision.accepted]
+    initial, right = ({str(shape): count for shape, count in pools.items()} for pools in (micro.initial, micro.right))
+    assert (changes or [initial])[-1] == right
