@@ -66,10 +66,6 @@ class Capacity:
             before = after
         return before[1]
 
-    def reread_gpu_s(self, context_tokens: float) -> float:
-        """GPU-seconds to compute a context anew, as when its stream moves to a replica of this shape."""
-        return context_tokens / self.prefill_tokens_per_s * self.shape.gpus
-
 
 class Performance(Protocol):
     """What options are priced with."""

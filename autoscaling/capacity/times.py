@@ -30,14 +30,11 @@ _STOP_S = 5.0
 class Times:
     """Seconds. `starts_s` are by shape; `drain_s` is how long the streams of a replica that takes no more go on, and
     `stop_s` how long its GPUs then take to come free.
-
-    `reread_gpu_s` are, by shape, GPU-seconds to read again what one replica has in its KV cache, when its streams move.
     """
 
     starts_s: Mapping[Shape, float] = field(hash=False)
     drain_s: float = _DRAIN_S
     stop_s: float = _STOP_S
-    reread_gpu_s: Mapping[Shape, float] = field(default_factory=dict, hash=False)
 
     def start_s(self, shape: Shape) -> float:
         """Until a replica of `shape` serves; of a shape that nothing is known of, the longest that is."""
@@ -55,16 +52,10 @@ def times_of(
     measured_s: Mapping[Shape, float] | None = None,
     drain_s: float = _DRAIN_S,
     stop_s: float = _STOP_S,
-    reread_gpu_s: Mapping[Shape, float] | None = None,
 ) -> Times:
     """Times for all shapes of `site`. `measured_s` are starts that were seen; they replace the estimates."""
     estimated = {shape: estimated_start_s(site, shape) for shape in site.shapes}
-    return Times(
-        starts_s={**estimated, **(measured_s or {})},
-        drain_s=drain_s,
-        stop_s=stop_s,
-        reread_gpu_s=dict(reread_gpu_s or {}),
-    )
+    return Times(starts_s={**estimated, **(measured_s or {})}, drain_s=drain_s, stop_s=stop_s)
 
 
 def estimated_start_s(site: Site, shape: Shape) -> float:

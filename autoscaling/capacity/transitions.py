@@ -53,13 +53,13 @@ class Transition:
     """`stages` begin at 0 s; the last serves the target, and holds what that takes for good.
 
     `way` is the roughest that is needed on the way, "none" where nothing starts. `stall_s` is how long nothing serves.
-    `reread_gpu_s` are GPU-seconds spent on prompts that had been read before, because streams move.
+    `moved` is the share of the running streams that have to move, and are read anew where they go.
     """
 
     way: Way
     stages: tuple[Stage, ...]
     stall_s: float = 0.0
-    reread_gpu_s: float = 0.0
+    moved: float = 0.0
 
     @property
     def duration_s(self) -> float:
@@ -137,7 +137,7 @@ class _Change:
     now_s: float = 0.0
     way: Way = "none"
     stall_s: float = 0.0
-    reread_gpu_s: float = 0.0
+    moved: float = 0.0
     stages: list[Stage] = field(default_factory=list)
 
     def made(self) -> Transition | None:
@@ -148,7 +148,7 @@ class _Change:
                 return None
         if self.surplus:
             self._drain(self.surplus)
-        return Transition(way=self.way, stages=tuple(self.stages), stall_s=self.stall_s, reread_gpu_s=self.reread_gpu_s)
+        return Transition(way=self.way, stages=tuple(self.stages), stall_s=self.stall_s, moved=self.moved)
 
     def _surge(self) -> bool:
         """Start all that is missing, where there is room beside everything."""
@@ -179,7 +179,7 @@ class _Change:
         """End the surplus at once and start the rest in its place; what stays goes on serving."""
         if self.floor > 0:
             return False
-        self.reread_gpu_s += sum(self.times.reread_gpu_s.get(one.shape, 0.0) for one in self.surplus)
+        self.moved = gpus_held(self.surplus) / gpus_held([*self.kept, *self.surplus])
         since_s = self.now_s
         self._end(self.surplus, self.times.stop_s)
         seats = self._seats()

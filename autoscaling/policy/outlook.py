@@ -52,7 +52,7 @@ class Outlook:
         need: what must be served.
         recent: what fewer replicas must serve as well, of the last `patience_s` and the horizon; `recent_s` are known.
         lasting: what a repartition that only saves GPUs must serve too, of a longer past.
-        backlog: requests that wait and should not.
+        running: requests that are being answered. backlog: those that wait and should not.
         expected: what the decision shows of it.
     """
 
@@ -65,6 +65,7 @@ class Outlook:
     recent_s: float
     lasting: tuple[Asked, ...]
     lasting_s: float
+    running: float
     backlog: float
     expected: Expected
 
@@ -103,6 +104,7 @@ def outlook(observation: Observation, rules: Rules, *, start_s: float, regrets: 
         recent_s=_known_s(observation.history, patience_s),
         lasting=_hardest((*coming, *past)),
         lasting_s=_known_s(observation.history, lookback_s),
+        running=observation.running,
         backlog=backlog,
         expected=Expected(
             horizon_s=horizon_s,

@@ -68,7 +68,9 @@ def priced(candidate: Candidate, way: Transition, outlook: Outlook, estimates: E
 
 def _over_the_horizon(way: Transition, outlook: Outlook, estimates: Estimates) -> tuple[float, float, float]:
     """Shares of the arrivals that keep the SLO and that miss it beyond what may, and GPU-seconds."""
-    waiting, arrived, kept, short, gpu_s = outlook.backlog, 0.0, 0.0, 0.0, 0.0
+    # A stream that moves is read anew with what it has written: as much work as one that arrives, or nearly.
+    waiting = outlook.backlog + way.moved * outlook.running
+    arrived, kept, short, gpu_s = 0.0, 0.0, 0.0, 0.0
     for length_s, serving, gpus, demand in _stretches(way, outlook):
         arrivals = demand.requests_per_s * length_s
         late_s, waiting = _late(waiting, length_s, serving, demand, estimates)

@@ -170,11 +170,6 @@ def long_run(shape: Shape, target: Slo, replicas: int, load: float) -> float:
     return tails.attainment
 
 
-def test_moved_streams_cost_the_time_to_read_them_again() -> None:
-    found = capacity(TP4)
-    assert found.reread_gpu_s(2 * found.prefill_tokens_per_s) == pytest.approx(8.0)
-
-
 LENGTHS = st.floats(512, 2048)
 
 

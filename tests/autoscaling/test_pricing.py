@@ -22,11 +22,12 @@ def plan(rate=13.0, waiting=0.0, past=None, tokens=512, **given):
     return outlook(seen, replace(RULES, **given), start_s=90)
 
 
-def price(target, stages, of, kind="replicas", stall_s=0.0):
+def price(target, stages, of, kind="replicas", stall_s=0.0, moved=0.0):
     way = Transition(
         way="surge",
         stages=tuple(Stage(from_s=at_s, serving=pools(serving), gpus=gpus) for at_s, serving, gpus in stages),
         stall_s=stall_s,
+        moved=moved,
     )
     return priced(Candidate(kind=kind, pools=pools(target)), way, of, ESTIMATES, payback_s=1000)
 
@@ -57,6 +58,16 @@ def test_who_arrives_while_nothing_serves_is_late_until_the_backlog_is_gone():
     kept = (1 - late_s / 600) * ESTIMATES.attainment(pools("1 x tp4"), demand(13))
     assert offer.price.attainment == pytest.approx(kept)
     assert offer.shortfall == pytest.approx(0.95 * late_s / 600)
+
+
+def test_streams_that_have_to_move_are_work_that_others_wait_for():
+    def late(moved):
+        stages = [(0, "", 4), (100, "1 x tp4", 4)]
+        of = replace(plan(), running=200.0)
+        return price("1 x tp4", stages, of, "repartition", stall_s=100, moved=moved).shortfall
+
+    saturation = ESTIMATES.capacity(TP4, demand(13), 1).saturation_per_s
+    assert late(1.0) - late(0.0) == pytest.approx(0.95 * 200 / (saturation - 13) / 600)
 
 
 def test_overload_keeps_nobody_in_time():

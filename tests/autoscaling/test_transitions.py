@@ -25,7 +25,6 @@ TIMES = Times(
     starts_s=dict.fromkeys((TP1, TP2, TP4, TP8, TP4PP2), START_S),
     drain_s=DRAIN_S,
     stop_s=STOP_S,
-    reread_gpu_s={TP4: 7.0},
 )
 
 
@@ -112,12 +111,12 @@ def test_a_budget_below_the_cluster_binds_like_its_gpus() -> None:
     assert changed("1 tp4", "4 tp4", 8, 8, gpus=12) is None
 
 
-def test_only_a_swap_stalls_and_reads_prompts_again() -> None:
+def test_only_a_swap_stalls_and_moves_streams() -> None:
     swap, surge = changed("2 tp4", "1 tp8", 8, floor=0.0), changed("2 tp4", "1 tp8", 8, 8)
     assert swap is not None
     assert surge is not None
-    assert (swap.stall_s, swap.reread_gpu_s) == (STOP_S + START_S, 2 * 7.0)
-    assert (surge.stall_s, surge.reread_gpu_s) == (0.0, 0.0)
+    assert (swap.stall_s, swap.moved) == (STOP_S + START_S, 1.0)
+    assert (surge.stall_s, surge.moved) == (0.0, 0.0)
 
 
 def test_replicas_start_at_their_own_pace() -> None:
