@@ -27,10 +27,16 @@ _HIGHEST_LOAD = 2.0
 
 def doubting(memory: Memory, observation: Observation, model: Estimates, rules: Rules, passed_s: float) -> Memory:
     """`memory` with the doubts after this tick. `model` is without any."""
-    memory = replace(memory, doubts=_faded(memory.doubts, passed_s))
+    spare_per_s = _spare_per_s(observation, model)
+    # A peak leaves a queue, and the last window shows who was in it: that is not the model's fault.
+    caught_up = -max(0.0, spare_per_s) * observation.window_s
+    owed = max(caught_up, memory.owed - spare_per_s * passed_s)
+    memory = replace(memory, doubts=_faded(memory.doubts, passed_s), owed=owed)
     seen, demand = observation.attainment, observation.demand
     if not _is_settled(memory, observation, rules):
         return replace(memory, missed_s=0.0, arrived=0.0, late=0.0)
+    if owed > caught_up:
+        return replace(memory, missed_s=0.0)
     many = demand.requests_per_s * observation.window_s >= _FEWEST_ARRIVALS
     if seen is None or not many or not model.keeps(observation.fleet.serving, (demand,)):
         return replace(memory, missed_s=0.0)  # nothing to hold against the model
@@ -47,6 +53,12 @@ def doubting(memory: Memory, observation: Observation, model: Estimates, rules: 
         usual = replace(observation, attainment=1 - memory.late / memory.arrived)
         return replace(_with_doubt(memory, usual, model, rules), arrived=0.0, late=0.0)
     return memory
+
+
+def _spare_per_s(observation: Observation, model: Estimates) -> float:
+    """Requests per second that the fleet could answer and that nobody asks."""
+    serving, demand = observation.fleet.serving, observation.demand
+    return (model.saturation_per_s(serving, demand) if serving else 0.0) - demand.requests_per_s
 
 
 def _is_settled(memory: Memory, observation: Observation, rules: Rules) -> bool:

@@ -75,6 +75,7 @@ class Memory:
         stuck_s: for how long the change that is going on has lacked something.
         missed_s: for how long the fleet has done far worse than the model of it says.
         arrived, late: requests of the last minutes, and those that missed the SLO; older ones fade.
+        owed: requests beyond what the fleet can answer at all, as the model has it; below 0 after time with room to spare.
         doubts: what the model's rates are multiplied with, of shapes that were seen doing worse.
         barred: repartitions that failed.
     """
@@ -88,6 +89,7 @@ class Memory:
     missed_s: float = 0.0
     arrived: float = 0.0
     late: float = 0.0
+    owed: float = 0.0
     doubts: Mapping[Shape, float] = field(default_factory=dict, hash=False)
     barred: tuple[Barred, ...] = ()
 
@@ -164,6 +166,7 @@ class Memory:
             "missed_s": self.missed_s,
             "arrived": self.arrived,
             "late": self.late,
+            "owed": self.owed,
             "doubts": {str(shape): trust for shape, trust in self.doubts.items()},
             "barred": [
                 {"before": list(map(str, one.before)), "after": list(map(str, one.after)), "until_s": one.until_s}
@@ -201,6 +204,7 @@ def _read(document: Mapping[str, Any]) -> Memory:
         missed_s=float(document["missed_s"]),
         arrived=float(document["arrived"]),
         late=float(document["late"]),
+        owed=float(document["owed"]),
         doubts={Shape.parse(name): float(trust) for name, trust in document["doubts"].items()},
         barred=tuple(
             Barred(before=_shapes(one["before"]), after=_shapes(one["after"]), until_s=float(one["until_s"]))

@@ -22,6 +22,7 @@ _PROVED_AFTER = 5.0  # horizons of history
 _SMOOTHED_OVER_S = 120.0
 _FEWEST_REQUESTS = 30.0  # behind a length that is to be remembered
 _CLEARLY = 3.0  # standard errors
+_AS_BUSY = 0.8
 _ALIKE = 0.97  # a demand that is at least this part of another in every respect stands for it
 _USUAL_WAITING = 0.1  # of the running requests: what waits for the next step is no backlog
 
@@ -198,15 +199,17 @@ def _past(observation: Observation, lookback_s: float) -> tuple[Asked, ...]:
 def _swings(demand: Demand, history: History, steps: int) -> set[int]:
     """Single steps with the longest prompts or answers, where these are longer than chance makes them.
 
-    A mix that swings within the smoothing time looks like its mean, which no request has.
+    A mix that swings within the smoothing time looks like its mean, which no request has. A step after a busier one
+    is left out: tokens count when they are read or written, and some of its are of requests that came before.
     """
     rates, inputs, outputs = _smoothed(history, steps, 1)
+    counted = rates * history.step_s >= _FEWEST_REQUESTS
+    counted[1:] &= rates[1:] >= _AS_BUSY * rates[:-1]
     found = set()
     for tokens, lengths in ((inputs, demand.input_tokens), (outputs, demand.output_tokens)):
         with np.errstate(divide="ignore", invalid="ignore"):
             longer = tokens / rates / (np.nansum(tokens) / np.nansum(rates)) - 1
-            clear = longer > _CLEARLY * lengths.spread / np.sqrt(rates * history.step_s)
-        clear &= rates * history.step_s >= _FEWEST_REQUESTS
+            clear = counted & (longer > _CLEARLY * lengths.spread / np.sqrt(rates * history.step_s))
         if clear.any():
             found.add(_peak(longer, clear))
     return found
