@@ -75,7 +75,7 @@ class Memory:
         stuck_s: for how long the change that is going on has lacked something.
         missed_s: for how long the fleet has done far worse than the model of it says.
         arrived, late: requests of the last minutes, and those that missed the SLO; older ones fade.
-        owed: requests beyond what the fleet can answer at all, as the model has it; below 0 after time with room to spare.
+        owed: requests beyond what the fleet can answer, as the model has it; below 0 after time with room to spare.
         doubts: what the model's rates are multiplied with, of shapes that were seen doing worse.
         barred: repartitions that failed.
     """
