@@ -8,6 +8,7 @@ import argparse
 import os
 import signal
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable
@@ -30,7 +31,7 @@ from placement.given import ERRORS, FindConfig, cluster, model
 
 SETTINGS_FILE = "autoscaler.yaml"
 LEAST_LEASE_S, MOST_LEASE_S = 30.0, 3600.0
-Connect = Callable[[], tuple[str, str]]
+Connect = Callable[[], FleetClient]
 Command = Callable[[argparse.Namespace], int]
 _ERRORS = (ApprovalError, FleetError, LedgerError, RulesError, SettingsError, *ERRORS)
 
@@ -66,7 +67,7 @@ def add_commands(commands: Any, connect: Connect, find_config: FindConfig) -> No
 
     Args:
         commands: of argparse.
-        connect: URL and token of the control API where the settings name none; raises `FleetError`.
+        connect: makes a client of the control API where the settings name none; raises `FleetError`.
         find_config: looks up the config.json of a hub id outside the catalogue.
     """
 
@@ -151,9 +152,8 @@ def _autoscale(arguments: argparse.Namespace, connect: Connect, find_config: Fin
     settings = read_settings(Path(arguments.config or SETTINGS_FILE))
     if arguments.mode is not None:
         settings = settings.model_copy(update={"mode": arguments.mode})
-    url, token = _control(settings, connect)
     directory = Path(settings.directory)
-    with _prometheus(settings.prometheus) as ask, FleetClient(url, token) as control, Ledger(directory) as ledger:
+    with _prometheus(settings.prometheus) as ask, _control(settings, connect) as control, Ledger(directory) as ledger:
         metrics = Metrics()
         autoscaler = Autoscaler(
             [
@@ -204,13 +204,22 @@ def _terms(settings: Settings, directory: Path) -> Terms:
     )
 
 
-def _control(settings: Settings, connect: Connect) -> tuple[str, str]:
+def _control(settings: Settings, connect: Connect) -> FleetClient:
     if settings.control is None:
         return connect()
     token = os.environ.get(settings.control.token_env)
     if not token:
         raise SettingsError([f"control.token_env: ${settings.control.token_env} is not set; give it the token"])
-    return settings.control.url, token
+    return FleetClient(settings.control.url, token, tls=_authorities(settings.control.ca))
+
+
+def _authorities(path: str | None) -> ssl.SSLContext | None:
+    if path is None:
+        return None
+    try:
+        return ssl.create_default_context(cafile=path)
+    except OSError as error:  # ssl.SSLError is one
+        raise SettingsError([f"control.ca: {path} cannot be read as certificates; give a file in PEM"]) from error
 
 
 def _prometheus(settings: PrometheusSettings) -> Prometheus:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from deployments import engine_args
+from deployments.access.checking import iter_access_notes, iter_access_problems
 from deployments.config import (
     MAX_PORT,
     ClusterConfig,
@@ -77,6 +78,8 @@ def check(config: Config, *, environ: Mapping[str, str], port_is_free: Callable[
     found = _Findings()
     found.problems += _iter_name_problems(config.models)
     found.problems += _iter_port_problems(config, port_is_free)
+    found.problems += iter_access_problems(config, environ)
+    found.notes += iter_access_notes(config)
     models: list[CheckedModel] = []
     for index, (model, port) in enumerate(zip(config.models, config.ports, strict=True)):
         held = {one.config.name: one.layouts for one in models if one.layouts}

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import signal
+import ssl
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,15 +16,18 @@ from typing import Any
 import yaml
 
 from autoscaling import cli as autoscaling
-from autoscaling.live.fleet_client import FleetError
+from autoscaling.live.fleet_client import FleetClient, FleetError
 from autoscaling.simulation import commands as simulation
 from autoscaling.whatif import commands as whatif
 from deployments import run_record
+from deployments.access.commands import add_key_commands
+from deployments.access.tls import TlsError, control_context
 from deployments.check import Checked, check, port_is_free
 from deployments.config import Config, load_config, parse_config
 from deployments.config_messages import ConfigError, about, reference, refused
 from deployments.control.client import ControlClient, ControlError
 from deployments.control.commands import add_fleet_commands
+from deployments.discovery import commands as discovery
 from deployments.model_source import download_config, find_config
 from deployments.run_record import RunRecordError, ServedModel, record_path
 from loadtests import bench_commands, load_command
@@ -42,7 +46,6 @@ examples:
   archipelago scaling meta-llama/Llama-3.1-70B --cluster '4x dgx-h100' --html scaling.html
                                                   what more GPUs bring, and where it turns worse
 """
-
 
 CONTROL_URL_ENV = "ARCHIPELAGO_CONTROL_URL"
 CONTROL_TOKEN_ENV = "ARCHIPELAGO_CONTROL_TOKEN"
@@ -92,6 +95,7 @@ def parser() -> argparse.ArgumentParser:
     checker.add_argument("--fields", action="store_true", help="describe every field of a configuration file instead")
     checker.set_defaults(run=_check)
     add_fleet_commands(commands, _control)
+    add_key_commands(commands, lambda: record_path(os.environ, Path.cwd()).parent)
 
     def config_of(model: str) -> Mapping[str, Any] | None:
         return find_config(model, os.environ)
@@ -102,28 +106,32 @@ def parser() -> argparse.ArgumentParser:
     whatif.add_commands(commands, config_of)
     load_command.add_commands(commands)
     bench_commands.add_commands(commands)
+    discovery.add_commands(commands)
     return root
 
 
 def _control() -> ControlClient:
     """The control API of what is served from this directory, or of ``$ARCHIPELAGO_CONTROL_URL``."""
-    return ControlClient(*_control_address())
+    url, token, tls = _control_address()
+    return ControlClient(url, token, tls=tls)
 
 
-def _control_for_autoscaler() -> tuple[str, str]:
-    """The same as URL and token, with the autoscaler's own error."""
+def _control_for_autoscaler() -> FleetClient:
+    """The same, as the autoscaler sees it."""
     try:
-        return _control_address()
+        url, token, tls = _control_address()
     except (ControlError, RunRecordError) as error:
         raise FleetError(str(error)) from error
+    return FleetClient(url, token, tls=tls)
 
 
-def _control_address() -> tuple[str, str]:
+def _control_address() -> tuple[str, str, ssl.SSLContext | None]:
+    """Where it is, a token of it, and what to trust there."""
     url, token = os.environ.get(CONTROL_URL_ENV), os.environ.get(CONTROL_TOKEN_ENV)
     if url:
         if not token:  # the one of this directory is not for others to see
             raise ControlError(f"{CONTROL_URL_ENV} is set and {CONTROL_TOKEN_ENV} is not; give its token too")
-        return url, token
+        return url, token, _trusted(None)
     path = record_path(os.environ, Path.cwd())
     record = run_record.read(path)
     if record is None:
@@ -131,7 +139,15 @@ def _control_address() -> tuple[str, str]:
             f"nothing is served from this directory; start with `archipelago serve`, or set {CONTROL_URL_ENV} and "
             f"{CONTROL_TOKEN_ENV}"
         )
-    return record.control_url, token or run_record.read_token(run_record.token_path(path))
+    token = token or run_record.read_token(run_record.token_path(path))
+    return record.control_url, token, _trusted(record.control_certificate)
+
+
+def _trusted(certificate: str | None) -> ssl.SSLContext | None:
+    try:
+        return control_context(os.environ, certificate)
+    except TlsError as error:
+        raise ControlError(str(error)) from error
 
 
 def _add_config(command: argparse.ArgumentParser) -> None:

@@ -37,14 +37,16 @@ def start_cluster(config: ClusterConfig, environ: Mapping[str, str], say: Say) -
         match config:
             case SimulatedClusterConfig(islands=islands, gpus_per_island=gpus):
                 say(f"starting a Ray cluster of {islands} simulated nodes with {gpus} GPUs each")
-                return local_cluster.start_simulated(islands, gpus, environ)
+                started = local_cluster.start_simulated(islands, gpus, environ)
             case LocalClusterConfig():
                 say("starting Ray on the GPUs of this machine")
-                return local_cluster.start(environ)
+                started = local_cluster.start(environ)
             case RayClusterConfig():
                 return None
     except ClusterStartError as error:
         raise LaunchError(str(error)) from error
+    local_cluster.present_token(started)
+    return started
 
 
 def discover(config: Config) -> Inventory:
@@ -84,8 +86,10 @@ def is_reachable(address: str) -> bool:
 
 
 @contextlib.contextmanager
-def connected(address: str) -> Iterator[None]:
-    """Be a driver of a cluster for a while. Raises LaunchError where none answers."""
+def connected(address: str, started: LocalCluster | None) -> Iterator[None]:
+    """Be a driver of a cluster for a while, of one that was started here or of another. Raises LaunchError."""
+    if started is not None:
+        local_cluster.present_token(started)
     connect(address)
     try:
         yield

@@ -9,9 +9,12 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator
+from pydantic import Field, JsonValue, ValidationError, field_validator
 
+from deployments.access.fields import EdgeLimitsConfig, TlsConfig
 from deployments.config_messages import ConfigError, problems_of, shown
+from deployments.config_section import Section
+from deployments.telemetry.fields import TelemetryConfig
 from deployments.yaml_reading import YamlError, read_yaml
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@/+-]*")
@@ -19,15 +22,11 @@ _ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:/\[\]]+):(?P<port>[1-9][0-9]{0,
 MAX_PORT = 65535
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True, allow_inf_nan=False)
-
-
 def _last_part(validated: dict[str, Any]) -> str:
     return Path(str(validated["source"])).name
 
 
-class SimulatedEngineConfig(_Section):
+class SimulatedEngineConfig(Section):
     """An engine that runs no model: its speed is what the planner predicts, its tokens are invented.
 
     For planning capacity and for testing large fleets.
@@ -51,7 +50,7 @@ class SimulatedEngineConfig(_Section):
     )
 
 
-class ModelConfig(_Section):
+class ModelConfig(Section):
     """One model and how its replicas are cut."""
 
     source: str = Field(
@@ -103,7 +102,7 @@ class ModelConfig(_Section):
         return name
 
 
-class SimulatedCluster(_Section):
+class SimulatedCluster(Section):
     """GPUs that only exist for the scheduler: the models run on this machine's processor."""
 
     kind: Literal["simulated"] = Field(default="simulated", description="A cluster simulated on this machine.")
@@ -114,13 +113,13 @@ class SimulatedCluster(_Section):
     )
 
 
-class LocalCluster(_Section):
+class LocalCluster(Section):
     """The GPUs of this machine: Ray is started on it, and stopped with the deployment."""
 
     kind: Literal["local"] = Field(default="local", description="The GPUs of this machine.")
 
 
-class RayCluster(_Section):
+class RayCluster(Section):
     """A running Ray cluster; its GPUs and islands are discovered."""
 
     kind: Literal["ray"] = Field(default="ray", description="A Ray cluster that is running already.")
@@ -141,24 +140,47 @@ class RayCluster(_Section):
 ClusterConfig = SimulatedCluster | LocalCluster | RayCluster
 
 
-class EndpointConfig(_Section):
-    """Where clients connect."""
+class EndpointConfig(Section):
+    """Where clients connect, who may, and what they may cost each other."""
 
     host: str = Field(default="127.0.0.1", min_length=1, description="Address to listen on; 0.0.0.0 for all.")
     port: int = Field(
         default=8000, ge=1, le=MAX_PORT, description="TCP port of the first model; the next one has the next port."
     )
     ingresses: int = Field(default=1, ge=1, le=64, description="Number of processes that speak HTTP with clients.")
+    api_keys: str | None = Field(
+        default=None,
+        min_length=1,
+        description="File of the keys that clients have to show, made by `archipelago keys`. It is read again when it "
+        "changes. Default: nobody is asked for one.",
+    )
+    tls: TlsConfig | None = Field(default=None, description="Speak HTTPS with this certificate. Default: HTTP.")
+    metrics_host: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Address that each ingress tells its own metrics at, without asking for a key. Default: 127.0.0.1 "
+        "where the cluster is this machine, else endpoint.host.",
+    )
+    limits: EdgeLimitsConfig = Field(
+        default_factory=EdgeLimitsConfig, description="What one client may cost the others, at each ingress."
+    )
 
 
-class ControlConfig(_Section):
+class ControlConfig(Section):
     """Where the control API listens: what reads and changes the fleet."""
 
     host: str = Field(default="127.0.0.1", min_length=1, description="Address to listen on; 0.0.0.0 for all.")
     port: int = Field(default=8001, ge=1, le=MAX_PORT, description="TCP port to listen on.")
+    api_keys: str | None = Field(
+        default=None,
+        min_length=1,
+        description="File of further keys, made by `archipelago keys add --role read` or `--role operate`. Default: "
+        "only the token that `archipelago serve` makes is known.",
+    )
+    tls: TlsConfig | None = Field(default=None, description="Speak HTTPS with this certificate. Default: HTTP.")
 
 
-class LimitsConfig(_Section):
+class LimitsConfig(Section):
     """How long to wait before giving up."""
 
     start_timeout_s: float = Field(default=600.0, gt=0, description="Seconds for a replica to become ready.")
@@ -192,7 +214,7 @@ class LimitsConfig(_Section):
     )
 
 
-class Config(_Section):
+class Config(Section):
     """A whole configuration file."""
 
     # YAML has lists where Python has tuples, which a strict field would refuse.
@@ -205,6 +227,9 @@ class Config(_Section):
     endpoint: EndpointConfig = Field(default_factory=EndpointConfig, description="Where clients connect.")
     control: ControlConfig = Field(default_factory=ControlConfig, description="Where the control API listens.")
     limits: LimitsConfig = Field(default_factory=LimitsConfig, description="How long to wait before giving up.")
+    telemetry: TelemetryConfig = Field(
+        default_factory=TelemetryConfig, description="What is told about requests, and what clients were promised."
+    )
 
     @field_validator("models")
     @classmethod

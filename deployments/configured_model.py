@@ -1,8 +1,10 @@
 """From a checked configuration to what the fleet controller is asked for."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
+from deployments.access.checking import access_of
 from deployments.check import Checked, CheckedModel
 from deployments.config import Config
 from deployments.config_messages import ConfigError, refused, shown
@@ -96,6 +98,8 @@ def _settings(plan: FleetPlan) -> dict[str, Any]:
         "simulated": plan.simulated,
         "endpoint.host": plan.host,
         "endpoint.ingresses": plan.ingresses,
+        **{f"endpoint.{name}": value for name, value in asdict(plan.access).items()},
+        **{f"telemetry.{name}": value for name, value in plan.telemetry},
         "limits.drain_timeout_s": plan.drain_timeout_s,
         "limits.step_timeout_s": plan.step_timeout_s,
         "limits.hold_timeout_s": plan.hold_s,
@@ -130,6 +134,8 @@ def fleet_plan(config: Config, checked: CheckedModel) -> FleetPlan:
         admission=AdmissionLimits(
             max_queued_requests=config.limits.max_queued_requests, max_ttft_s=config.limits.max_ttft_s
         ),
+        access=access_of(config),
+        telemetry=config.telemetry,
         simulated=model.simulated,
         spec=checked.spec if model.simulated else None,
     )

@@ -31,6 +31,7 @@ from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 from deployments.data_parallel import seat_engine_cores
 from deployments.peer import Frames
 from deployments.resuming import resuming_scheduler
+from deployments.telemetry.replica_spans import ReplicaSpans
 from deployments.verification import Whereabouts
 from deployments.worker_probe import tell_child_where_it_is
 from placement import Shape
@@ -94,6 +95,7 @@ class ShardedEngine:
         client = EngineCoreClient.make_async_mp_client(
             vllm_config=config, executor_class=Executor.get_class(config), log_stats=True
         )
+        self.spans: ReplicaSpans | None = None  # who traces requests, where somebody does
         self._config = config
         self._client: AsyncMPClient = client
         self._encoder = MsgpackEncoder()
@@ -133,12 +135,16 @@ class ShardedEngine:
         if not self._owners:
             self._moved_at_s = time.monotonic()
         self._owners[request.request_id] = owner
+        if self.spans is not None:
+            self.spans.submitted(request.request_id, request.trace_headers)
         await self._client.add_request_async(request)
 
     async def abort(self, request_ids: Sequence[str]) -> None:
         """Drop the requests; those that have finished are ignored."""
         for request_id in request_ids:
             self._owners.pop(request_id, None)
+        if self.spans is not None:
+            self.spans.aborted(request_ids)
         await self._client.abort_requests_async(list(request_ids))
 
     async def abort_all_of(self, owner: str) -> None:
@@ -153,6 +159,8 @@ class ShardedEngine:
         """
         step = await self._client.get_output_async()
         self._moved_at_s = time.monotonic()
+        if self.spans is not None:
+            self.spans.stepped(step.outputs, step.timestamp)
         by_owner: dict[str, list[EngineCoreOutput]] = {}
         for output in step.outputs:
             request_id = output.request_id

@@ -6,7 +6,7 @@ and has one list of label selectors for all replicas of a deployment, while each
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
@@ -15,12 +15,14 @@ from ray.serve import RunTarget
 from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, LoggingConfig
 from ray.util import placement_group_table
 
+from deployments.access.settings import Access
 from deployments.app import INGRESS_DEPLOYMENT, REPLICA_DEPLOYMENT, ingress_app, replica_app
 from deployments.config import SimulatedEngineConfig
 from deployments.ingress import IngressPlan
 from deployments.islands import Inventory
 from deployments.replica import ReplicaPlan, ReplicaReport
 from deployments.routing import Limits
+from deployments.telemetry.fields import TelemetryConfig
 from placement import Layout, ModelSpec
 
 # Serve logs each HTTP request by default; at hundreds of streams that is work on the hot path.
@@ -40,7 +42,7 @@ class FleetPlan:
 
     model: str
     source: str
-    engine_args: Mapping[str, Any]
+    engine_args: Mapping[str, Any] = field(repr=False)  # a token of the hub may be among them
     frontend_args: Mapping[str, Any]
     host: str
     port: int
@@ -49,6 +51,8 @@ class FleetPlan:
     step_timeout_s: float
     hold_s: float
     admission: Limits
+    access: Access = field(default_factory=Access)
+    telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
     simulated: SimulatedEngineConfig | None = None
     spec: ModelSpec | None = None
 
@@ -82,6 +86,8 @@ def start_ingress(plan: FleetPlan, secret: str) -> None:
         port=plan.port,
         secret=secret,
         limits=plan.admission,
+        access=plan.access,
+        telemetry=plan.telemetry,
     )
     _run(plan.ingress_name, ingress_app(ingress, _env(plan), plan.ingresses))
 
@@ -96,6 +102,7 @@ def start_replica(plan: FleetPlan, name: str, layout: Layout, where: Inventory, 
         node_names={ray_id: node for node, ray_id in where.ray_node_ids.items()},
         secret=secret,
         step_timeout_s=plan.step_timeout_s,
+        otlp_endpoint=plan.telemetry.otlp_endpoint,
         simulated=plan.simulated,
         spec=plan.spec,
     )

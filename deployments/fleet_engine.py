@@ -6,6 +6,7 @@ from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
+from weakref import WeakValueDictionary
 
 from fastapi import FastAPI
 from vllm.config import VllmConfig
@@ -33,11 +34,13 @@ from vllm.v1.metrics.loggers import StatLoggerManager
 from vllm.v1.metrics.stats import PrefillStats, PrefixCacheStats, SchedulerStats
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
+from deployments.access.quotas import Charge, current_charge
 from deployments.engine import packed
 from deployments.link import Failed, FleetLink, NoReplicaReadyError, Step
 from deployments.peer import Frames
 from deployments.resuming import inexact, resumed
 from deployments.stream import Request
+from deployments.telemetry.journey import Journey, current_journey
 from deployments.traffic import Traffic
 
 TASKS: tuple[SupportedTask, ...] = ("generate",)
@@ -54,6 +57,8 @@ class FleetCore(EngineCoreClient):
         self._speculative = speculative
         self._encoder = MsgpackEncoder()
         self._decoder = MsgpackDecoder(EngineCoreOutputs)
+        self._journeys: WeakValueDictionary[str, Journey] = WeakValueDictionary()
+        self._charges: WeakValueDictionary[str, Charge] = WeakValueDictionary()  # by request id, until it is answered
 
     def shutdown(self, timeout: float | None = None) -> None:
         """Leave the replicas: they outlive an ingress."""
@@ -66,7 +71,13 @@ class FleetCore(EngineCoreClient):
             GracefulHTTPError: (503) no replica is ready.
         """
 
+        journey = current_journey.get()
+        if journey is not None:
+            request.trace_headers = journey.trace_headers
+
         def encode(wire_id: str, token_ids: Sequence[int]) -> Frames:
+            if journey is not None:
+                journey.sent(request.request_id, wire_id, request.prompt_token_ids or ())
             return packed(self._encoder.encode(resumed(request, token_ids, wire_id)))
 
         try:
@@ -84,6 +95,11 @@ class FleetCore(EngineCoreClient):
         except NoReplicaReadyError as error:
             self._link.asked.refused[HTTPStatus.SERVICE_UNAVAILABLE] += 1
             raise GracefulHTTPError(str(error), HTTPStatus.SERVICE_UNAVAILABLE) from error
+        if journey is not None:
+            self._journeys[request.request_id] = journey
+        if (charge := current_charge.get()) is not None:
+            charge.use(len(request.prompt_token_ids or ()))
+            self._charges[request.request_id] = charge
 
     async def abort_requests_async(self, request_ids: list[str]) -> None:
         """Have the requests dropped where they are."""
@@ -98,6 +114,8 @@ class FleetCore(EngineCoreClient):
                 self._take(replica, step)
                 return step
             case Failed(request_id=request_id):
+                if (journey := self._journeys.get(request_id)) is not None:
+                    journey.failed()
                 end = EngineCoreOutput(request_id, [], finish_reason=FinishReason.ERROR)
                 return EngineCoreOutputs(engine_index=0, outputs=[end])
 
@@ -136,6 +154,11 @@ class FleetCore(EngineCoreClient):
         if request_id is None:
             return False
         output.request_id = request_id
+        if (journey := self._journeys.get(request_id)) is not None:
+            reason = "" if output.finish_reason is None else str(output.finish_reason)
+            journey.got(request_id, replica, self._traffic.shape_of(replica), len(output.new_token_ids), reason, now_s)
+        if (charge := self._charges.get(request_id)) is not None:
+            charge.use(len(output.new_token_ids))
         return True
 
     def _translate_events(self, replica: str, output: EngineCoreOutput, shift_s: float) -> None:

@@ -13,20 +13,23 @@ import logging
 import socket
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from typing import Any
 
 import ray
-import uvicorn
 from prometheus_client import REGISTRY, make_asgi_app
 from ray.exceptions import RayError
 
+from deployments.access.listening import BACKLOG, guarded, serve
+from deployments.access.settings import Access
 from deployments.link import FleetLink
 from deployments.membership import Membership
 from deployments.metrics.ingress_series import IngressSeries
 from deployments.metrics.plain_text import plain_text
 from deployments.routing import Arrival, Limits, Refusal
+from deployments.telemetry.fields import TelemetryConfig
+from deployments.telemetry.observing import Observed, watch
 from deployments.traffic import Traffic
 from deployments.wire import dialer
 
@@ -35,8 +38,6 @@ NAMESPACE = "archipelago"
 RETRY_AFTER_S = 5
 LOOK_AGAIN_S = 0.5
 FIRST_MEMBERSHIP_S = 10.0
-KEEP_ALIVE_S = 5  # as vLLM's own server (VLLM_HTTP_TIMEOUT_KEEP_ALIVE)
-BACKLOG = 2048
 BYTES_PER_TOKEN = 4
 # These say something about the ingress itself, so they answer while no replica is ready.
 ALWAYS_OPEN_PATHS = frozenset({"/metrics", "/version", "/ping"})
@@ -68,11 +69,13 @@ class IngressPlan:
     """All that one ingress needs to start. ``serve_args`` are those of ``vllm serve``, by their Python names."""
 
     model: str
-    serve_args: Mapping[str, Any]
+    serve_args: Mapping[str, Any] = field(repr=False)  # a token of the hub may be among them
     host: str
     port: int
-    secret: str
+    secret: str = field(repr=False)
     limits: Limits
+    access: Access = field(default_factory=Access)
+    telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
 
 
 class Gate:
@@ -175,13 +178,16 @@ class Ingress:
         name = f"ingress-{uuid.uuid4().hex[:8]}"
         traffic = Traffic(name, plan.limits)
         self._link = FleetLink(name, dialer(plan.secret), traffic)
-        app = Gate(await openai_app(plan.serve_args, self._link, traffic), self._link)
-        REGISTRY.register(IngressSeries(plan.model, self._link, traffic))  # where vLLM's series are
-        metrics_listener = listening_socket(plan.host, 0, is_shared=False)
+        access = plan.access
+        gate = Gate(await openai_app(plan.serve_args, self._link, traffic), self._link)
+        watched = Observed(gate, watch(plan.model, plan.telemetry, self._link.asked, name), _generates)
+        app = guarded(watched, access)
+        REGISTRY.register(IngressSeries(plan.model, self._link, traffic, plan.telemetry))  # where vLLM's series are
+        metrics_listener = listening_socket(access.metrics_host, 0, is_shared=False)
         self._metrics_address = reachable_address(metrics_listener, ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
         self._is_informed = asyncio.Event()
         self._tasks = [
-            asyncio.create_task(_server(plain_text(make_asgi_app(REGISTRY))).serve(sockets=[metrics_listener])),
+            asyncio.create_task(serve(plain_text(make_asgi_app(REGISTRY)), [metrics_listener], access.limits)),
             asyncio.create_task(self._follow_membership()),
         ]
         # Another ingress may be serving at this port: no connection shall come here before there is anything behind.
@@ -189,7 +195,7 @@ class Ingress:
             async with asyncio.timeout(FIRST_MEMBERSHIP_S):
                 await self._is_informed.wait()
         listener = listening_socket(plan.host, plan.port)
-        self._tasks.append(asyncio.create_task(_server(app).serve(sockets=[listener])))
+        self._tasks.append(asyncio.create_task(serve(app, [listener], access.limits, access.tls)))
 
     async def check_health(self) -> None:
         """Raise when the server or the connection to the controller has ended: Serve then starts another ingress."""
@@ -213,13 +219,6 @@ class Ingress:
                 version = answer.version
                 self._link.update(answer)
                 self._is_informed.set()
-
-
-def _server(app: AsgiApp) -> uvicorn.Server:
-    config = uvicorn.Config(
-        app, log_config=None, access_log=False, timeout_keep_alive=KEEP_ALIVE_S, backlog=BACKLOG, lifespan="off"
-    )
-    return uvicorn.Server(config)
 
 
 def reachable_address(listener: socket.socket, node_ip: str) -> str:

@@ -13,6 +13,7 @@ import ray
 from ray.exceptions import RayError
 
 from deployments import fleet, local_cluster, run_record
+from deployments.access.checking import absolute, tls_of
 from deployments.app import HEAD_NODE
 from deployments.check import Checked
 from deployments.cluster_access import (
@@ -94,7 +95,7 @@ def stop(record_path: Path, say: Say) -> bool:
     if not is_reachable(record.ray_address):
         say(f"the Ray cluster at {record.ray_address} is gone, and the deployment with it")
     else:
-        with connected(record.ray_address):
+        with connected(record.ray_address, record.cluster):
             _drain(record, say)
             if record.cluster is None:
                 _remove([model.name for model in record.models])
@@ -145,7 +146,7 @@ def status(record_path: Path) -> list[tuple[ServedModel, dict[str, ReplicaReport
     record = run_record.read(record_path)
     if record is None or not run_record.is_alive(record):
         return None
-    with connected(record.ray_address):
+    with connected(record.ray_address, record.cluster):
         controller: Controller = ray.get_actor(CONTROLLER, namespace=NAMESPACE)
         return [(model, fleet.reports(ray.get(controller.names.remote(model.name)))) for model in record.models]
 
@@ -175,11 +176,13 @@ def _controller(config: Config, record_path: Path) -> Controller:
     token = secrets.token_urlsafe(32)
     settings = Settings(
         secret=secrets.token_urlsafe(32),
-        tokens={token: Caller(name="operator", role="write")},
+        tokens={token: Caller(name="operator", role="operate")},
         host=config.control.host,
         port=config.control.port,
         gpu_memory_bytes=given_memory_bytes(config.cluster),
         state_dir=str(record_path.parent.absolute()),
+        keys=absolute(config.control.api_keys),
+        tls=tls_of(config.control.tls),
     )
     controller = start_controller(settings)
     token, _ = next(iter(ray.get(controller.settings.remote()).tokens.items()))
@@ -266,16 +269,18 @@ def _record(plans: Sequence[FleetPlan], controller: Controller, cluster: LocalCl
         ray_address=ray.get_runtime_context().gcs_address,
         cluster=cluster,
         models=tuple(ServedModel(name=plan.model, url=url_of(plan)) for plan in plans),
-        control_url=_url(settings.host, settings.port),
+        control_url=_url(settings.host, settings.port, is_tls=settings.tls is not None),
+        control_certificate=settings.tls.certificate if settings.tls else None,
         drain_timeout_s=max(plan.drain_timeout_s for plan in plans),
     )
 
 
 def url_of(plan: FleetPlan) -> str:
     """Where a client on this machine finds the endpoint."""
-    return _url(plan.host, plan.port)
+    return _url(plan.host, plan.port, is_tls=plan.access.tls is not None)
 
 
-def _url(host: str, port: int) -> str:
+def _url(host: str, port: int, *, is_tls: bool) -> str:
+    scheme = "https" if is_tls else "http"
     reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    return f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"
+    return f"{scheme}://[{reachable}]:{port}" if ":" in reachable else f"{scheme}://{reachable}:{port}"

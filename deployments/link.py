@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from deployments.membership import IngressReport, Member, Membership
-from deployments.metrics.counting import Asked
+from deployments.metrics.counting import Asked, LostBy
 from deployments.peer import RENEW_S, Dial, Frames, Peer
 from deployments.routing import Arrival, Refusal
 from deployments.stream import SUSPECT_AFTER, Request, Stream
@@ -85,8 +85,8 @@ class FleetLink:
 
     @property
     def ready(self) -> tuple[str, ...]:
-        """Names of the replicas that take new requests now."""
-        return tuple(name for name, peer in self._peers.items() if peer.takes_requests)
+        """Names of the replicas that take new requests now. May be called from any thread."""
+        return tuple(name for name, peer in self._peers.copy().items() if peer.takes_requests)
 
     @property
     def is_open(self) -> bool:
@@ -206,15 +206,17 @@ class FleetLink:
 
     def lost(self, peer: Peer) -> None:
         """A replica has gone with all that was on it."""
+        self.asked.broken[peer.member.replica] += self._peers.get(peer.member.replica) is peer  # else it was taken out
         for stream in self._all_on(peer):
             self._take_off(stream)
             # No word since it was sent: the replica was dead already, with others perhaps, and did not die of it.
             stream.deaths += peer.messages > stream.messages_before
-            if stream.request.unmovable is not None:
-                self._fail(stream, f"replica {peer.member.replica} has gone, and {stream.request.unmovable}")
+            if (unmovable := stream.request.unmovable) is not None:
+                self._fail(stream, "unmovable", f"replica {peer.member.replica} has gone, and {unmovable}")
             elif stream.deaths > SUSPECT_AFTER:
                 self._quarantined += 1
-                self._fail(stream, f"{stream.deaths} replicas have died with it aboard; it is not tried again")
+                reason = f"{stream.deaths} replicas have died with it aboard; it is not tried again"
+                self._fail(stream, "quarantined", reason)
             else:
                 self._moved += 1
                 self._send_or_hold(stream)
@@ -279,8 +281,9 @@ class FleetLink:
         if self._take_off(stream) and stream.is_suspect:
             self._send_held()  # another suspect may have waited for the place
 
-    def _fail(self, stream: Stream, reason: str) -> None:
+    def _fail(self, stream: Stream, why: LostBy, reason: str) -> None:
         self._end(stream)
+        self.asked.lost[why] += 1
         log.error("request %s is given up: %s", stream.request.request_id, reason)
         self._events.put_nowait(Failed(stream.request.request_id, reason))
 
@@ -289,7 +292,7 @@ class FleetLink:
             await asyncio.sleep(RENEW_S)
             now_s = self.now()
             for stream in [stream for stream in self._held.values() if stream.give_up_at_s < now_s]:
-                self._fail(stream, f"no replica could take it within {self._membership.hold_s:g} s")
+                self._fail(stream, "held-too-long", f"no replica could take it within {self._membership.hold_s:g} s")
 
 
 def _is_at(member: Member | None, known: Member) -> bool:

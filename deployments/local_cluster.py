@@ -11,6 +11,7 @@ Ray on the machine.
 
 import contextlib
 import os
+import secrets
 import shutil
 import socket
 import subprocess
@@ -31,6 +32,7 @@ OBJECT_STORE_BYTES = 100 * 2**20  # nothing large travels through Ray's object s
 SIMULATED_CPUS = 8  # per node, for Serve's own actors; real cores are shared by all simulated nodes anyway
 HEAD_IP = "127.0.0.2"
 NODE_START_TIMEOUT_S = 120
+TOKEN_FILE = "auth_token"
 TERMINATE_GRACE_S = 3  # GCS and the log monitors do not heed SIGTERM while workers end
 
 
@@ -75,6 +77,7 @@ def start_node_again(
         ClusterStartError: it did not come up.
     """
     env = cluster_environ(_simulated_environ(environ, slots=islands * gpus_per_island), cluster.cluster_id)
+    env |= token_environ(cluster)
     _start_node(index, _simulated_node(index, gpus_per_island), cluster, env)
 
 
@@ -82,7 +85,8 @@ def _start(environ: Mapping[str, str], nodes: Sequence[Sequence[str]]) -> LocalC
     # Ray puts unix sockets below its directory, and their paths must stay under 108 characters: hence not the cwd.
     temp_dir = tempfile.mkdtemp(prefix="archipelago-")
     cluster = LocalCluster(cluster_id=uuid.uuid4().hex[:12], address=f"{HEAD_IP}:{free_port()}", temp_dir=temp_dir)
-    env = cluster_environ(environ, cluster.cluster_id)
+    _make_token(Path(temp_dir) / TOKEN_FILE)
+    env = cluster_environ(environ, cluster.cluster_id) | token_environ(cluster)
     try:
         for index, options in enumerate(nodes):
             _start_node(index, options, cluster, env)
@@ -103,9 +107,33 @@ def cluster_environ(environ: Mapping[str, str], cluster_id: str) -> dict[str, st
         "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
         # Ray gives its workers niceness 15, as if they were batch jobs; here they serve.
         "RAY_worker_niceness": "0",
-        # The cluster listens on loopback only, and two of them must not share the token in the user's home directory.
+        # Else Ray would ask for the token in the user's home directory, if there is one.
         "RAY_AUTH_MODE": "disabled",
     }
+
+
+def token_environ(cluster: LocalCluster) -> dict[str, str]:
+    """What makes a process of Ray show the cluster's token, and ask others for it.
+
+    Ray's GCS and raylets listen at every address of the machine whatever --node-ip-address says (2.60, unless it is
+    127.0.0.1), and who reaches them runs code. The token is in a file, since environments are easier to read.
+    """
+    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(Path(cluster.temp_dir) / TOKEN_FILE)}
+
+
+def present_token(cluster: LocalCluster) -> None:
+    """Have this process show the cluster's token from now on; to be called before it connects."""
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+
+    os.environ.update(token_environ(cluster))
+    # Ray reads both once, when it is imported (ray/_private/authentication/authentication_token_setup.py).
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
+def _make_token(path: Path) -> None:
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(secrets.token_hex(32))
 
 
 def _simulated_environ(environ: Mapping[str, str], *, slots: int) -> dict[str, str]:

@@ -52,4 +52,5 @@ def _speed(prediction: Prediction, time_scale: float) -> PredictedSpeed:
         decode_tokens_per_s=full.running / sum(full.parts_s.values()) * time_scale,
         full_batch=round(full.running),
         lone_step_s=sum(lone.parts_s.values()) / time_scale,
+        communication_share=full.communication_share,
     )

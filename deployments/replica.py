@@ -11,7 +11,7 @@ import logging
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from ray.util import placement_group_table
 from deployments.config import SimulatedEngineConfig
 from deployments.ingress_server import IngressServer
 from deployments.root_cause import root_cause
+from deployments.telemetry.replica_spans import replica_spans
 from deployments.verification import Found, verify
 from placement import Layout, ModelSpec
 
@@ -49,10 +50,11 @@ class ReplicaPlan:
     name: str
     model: str
     layout: Layout
-    engine_args: Mapping[str, Any]
+    engine_args: Mapping[str, Any] = field(repr=False)  # a token of the hub may be among them
     node_names: Mapping[str, str]
-    secret: str
+    secret: str = field(repr=False)
     step_timeout_s: float
+    otlp_endpoint: str | None = None
     simulated: SimulatedEngineConfig | None = None
     spec: ModelSpec | None = None
 
@@ -82,6 +84,9 @@ class Replica:
             raise RuntimeError(f"replica {plan.name} was started outside a placement group")
         self._placement_group = placement_group
         self._engine = self._start_engine()
+        self._engine.spans = replica_spans(
+            plan.otlp_endpoint, plan.name, str(plan.layout.shape), plan.model, time.time_ns
+        )
         self._found = await self._whereabouts()
         await self._engine.prepare()
         verify(plan.layout, self._found, plan.node_names)

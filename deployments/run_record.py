@@ -28,13 +28,17 @@ class ServedModel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunRecord:
-    """One running deployment. ``cluster`` is the simulated cluster that was started for it, if one was."""
+    """One running deployment. ``cluster`` is the cluster that was started for it, if one was.
+
+    ``control_certificate`` is what the control API shows where it speaks TLS.
+    """
 
     ray_address: str
     cluster: LocalCluster | None
     models: tuple[ServedModel, ...]
     control_url: str
     drain_timeout_s: float
+    control_certificate: str | None = None
 
 
 def record_path(environ: Mapping[str, str], cwd: Path) -> Path:
@@ -108,6 +112,7 @@ def health(url: str) -> int | None:
     """The status code of an endpoint's ``/health``; None when nothing answers."""
     try:
         # A proxy of the environment would be asked for its own 127.0.0.1.
-        return httpx.get(f"{url}/health", timeout=HTTP_TIMEOUT_S, trust_env=False).status_code
+        # And whose certificate it is does not matter: nothing is sent, and only the status is read.
+        return httpx.get(f"{url}/health", timeout=HTTP_TIMEOUT_S, trust_env=False, verify=False).status_code
     except httpx.HTTPError:
         return None

@@ -11,6 +11,7 @@ nothing, and prefixes are not cached.
 """
 
 import asyncio
+import itertools
 import logging
 import math
 import os
@@ -39,6 +40,7 @@ from deployments.simulation.answers import Stops, answer_to
 from deployments.simulation.pace import Pace
 from deployments.simulation.planned import limits_of, step_prices, workers_of
 from deployments.simulation.scheduler import Request, Scheduler, Step, Written
+from deployments.telemetry.replica_spans import ReplicaSpans
 from deployments.verification import Whereabouts
 from placement import Layout, ModelSpec
 
@@ -75,6 +77,7 @@ class SimulatedEngine:
     """The interface of `ShardedEngine` over a scheduler that computes nothing but time."""
 
     def __init__(self, scheduler: Scheduler, answers: Answers, pace: Pace, workers: Sequence[Whereabouts]) -> None:
+        self.spans: ReplicaSpans | None = None  # who traces requests, where somebody does
         self._limits = scheduler.limits
         self._scheduler = scheduler
         self._answers = answers
@@ -115,6 +118,8 @@ class SimulatedEngine:
         if self._step is None and not self._scheduler.has_work:
             self._pace.restart()
         self._mail.set()
+        if self.spans is not None:
+            self.spans.submitted(request.request_id, request.trace_headers)
         try:
             self._add(owner, request)
         except (_RefusedError, ValueError) as error:
@@ -129,6 +134,8 @@ class SimulatedEngine:
         for request_id in request_ids:
             self._held.pop(request_id, None)
             self._scheduler.drop(request_id)
+        if self.spans is not None:
+            self.spans.aborted(request_ids)
 
     async def abort_all_of(self, owner: str) -> None:
         """Drop every request of an owner that has gone."""
@@ -246,6 +253,8 @@ class SimulatedEngine:
         for owner, output in outputs:
             by_owner.setdefault(owner, []).append(output)
         now_s = self._pace.now_s()
+        if self.spans is not None:
+            self.spans.stepped(itertools.chain.from_iterable(by_owner.values()), now_s)
         return {
             owner: packed(self._encoder.encode(EngineCoreOutputs(outputs=mine, scheduler_stats=stats, timestamp=now_s)))
             for owner, mine in by_owner.items()

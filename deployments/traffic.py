@@ -174,6 +174,11 @@ class Traffic:
             load.prefill_tokens.pop(wire_id, None)
             load.decode_tokens.pop(wire_id, None)
 
+    def shape_of(self, replica: str) -> str:
+        """How a replica is cut; empty for one that has gone."""
+        load = self._loads.get(replica)
+        return load.member.shape if load is not None else ""
+
     def speeds(self) -> dict[str, float]:
         """Tokens a second that each replica generates with a full batch, as far as is known."""
         return {name: load.meter.decode_tokens_per_s for name, load in self._loads.copy().items()}

@@ -1,4 +1,4 @@
-"""Reads one streamed answer, line by line, and judges it: whole, or damaged in a way that has a name. Does no I/O.
+"""Reads one streamed answer, piece by piece, and judges it: whole, or damaged in a way that has a name. Does no I/O.
 
 An event is taken to be one line, `data: ` and its JSON, since that is how vLLM and its like write them.
 """
@@ -20,6 +20,7 @@ class Answer:
     """What has been read of one answer. Times are those of whoever calls; `outcome` is None while nothing is wrong."""
 
     __slots__ = (
+        "_rest",
         "_text",
         "_tokens",
         "_unlike_events",
@@ -49,6 +50,18 @@ class Answer:
         self._tokens = 0
         self._text: list[str] | None = [] if keeps_text else None
         self._unlike_events = b""
+        self._rest = b""
+
+    def feed(self, chunk: bytes, at_s: float) -> bool:
+        """Read what arrived at `at_s`, wherever it was cut; False when it is no use to read on."""
+        *lines, self._rest = (self._rest + chunk).split(b"\n")
+        for line in lines:
+            if line:
+                self.take(line, at_s)
+        if len(self._rest) > MAX_LINE_BYTES:
+            self.fail("garbage", f"a line of more than {MAX_LINE_BYTES} bytes")
+            return False
+        return True
 
     def take(self, line: bytes, at_s: float) -> None:
         """Read one line, without its end, that arrived at `at_s`."""
@@ -61,8 +74,10 @@ class Answer:
         elif line.strip() and not line.startswith(_OTHER_FIELDS) and len(self._unlike_events) < MAX_LINE_BYTES:
             self._unlike_events += line + b"\n"
 
-    def end(self, asked_output_tokens: int | None) -> None:
+    def end(self, asked_output_tokens: int | None, at_s: float) -> None:
         """The server has closed the answer in good order; `asked_output_tokens` is None where it may end sooner."""
+        if self._rest:
+            self.take(self._rest, at_s)
         if self._unlike_events:
             self._judge_body()
         elif not self.is_done:

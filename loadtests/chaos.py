@@ -1,4 +1,7 @@
-"""What is done to the system while requests arrive: repartitions, faults, commands. Each leaves a line of its own."""
+"""What is done to the system while requests arrive: repartitions, faults, commands. Each leaves a line of its own.
+
+Where the scenario says how to reach the control API, a line is left for every change of the fleet's GPUs as well.
+"""
 
 import os
 import signal
@@ -10,16 +13,14 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
-from urllib.parse import quote
+from typing import Self
 
-import httpx
-
+from loadtests.control import ControlApi, ControlError, gpus_by_shape
 from loadtests.records import RunEvent
 from loadtests.scenario import Control, DrainNode, Event, Repartition
 
-_ANSWER_S = 30.0
 _POLL_S = 0.2
+_LOOK_S = 1.0
 _SHOWN_CHARACTERS = 300
 
 
@@ -47,24 +48,38 @@ class Actor:
         assert command is not None
         return _run(command, event.timeout_s, self.wait)
 
+    def watch(self, started_at: float) -> list[RunEvent]:
+        """Look at the fleet until the run is over: a line for every change of the GPUs that its shapes hold.
+
+        Where it cannot be read there is one line that says so, until it can.
+        """
+        assert self.control is not None
+        lines: list[RunEvent] = []
+        try:
+            with ControlApi(self.control, self.model, self.environ) as api:
+                while True:
+                    seen = _seen(api, max(0.0, time.time() - started_at))
+                    if not lines or (seen.kind, seen.what) != (lines[-1].kind, lines[-1].what):
+                        lines.append(seen)
+                    if self.wait(_LOOK_S):
+                        return lines
+        except ControlError as error:
+            return [_not_seen(error, 0.0)]
+
     def _repartition(self, target: Repartition, timeout_s: float) -> str:
         assert self.control is not None
-        token = self.environ.get(self.control.token_env)
-        if not token:
-            raise EventError(f"the environment variable {self.control.token_env} has no token for the control API")
-        model = target.model or self.model
-        base = f"{self.control.url.rstrip('/')}/v1/fleet/{quote(model, safe='')}"
-        headers = {"Authorization": f"Bearer {token}"}
         until_s = time.monotonic() + timeout_s
-        with httpx.Client(headers=headers, timeout=_ANSWER_S, trust_env=False) as http:
-            body = {"pools": target.pools, "reason": "a load test's scenario"}
-            accepted = _asked(http, "PUT", f"{base}/pools", body)
-            while time.monotonic() < until_s:
-                fleet = _asked(http, "GET", base, None)
-                if fleet.get("repartition") is None and fleet.get("effective_pools") == target.pools:
-                    return f"version {accepted.get('version')} is reached"
-                if self.wait(_POLL_S):
-                    raise EventError("accepted; not reached when the run ended")
+        try:
+            with ControlApi(self.control, target.model or self.model, self.environ) as api:
+                version = api.set_pools(target.pools)
+                while time.monotonic() < until_s:
+                    fleet = api.fleet()
+                    if fleet.get("repartition") is None and fleet.get("effective_pools") == target.pools:
+                        return f"version {version} is reached"
+                    if self.wait(_POLL_S):
+                        raise EventError("accepted; not reached when the run ended")
+        except ControlError as error:
+            raise EventError(str(error)) from error
         raise EventError(f"accepted; not reached within {timeout_s:g} s")
 
 
@@ -75,8 +90,9 @@ class Chaos:
         self._events = events
         self._over = threading.Event()
         self._actor = actor_of(self._over.wait)
-        self._threads = ThreadPoolExecutor(max_workers=max(1, len(events)))
+        self._threads = ThreadPoolExecutor(max_workers=len(events) + 1)
         self._done: list[Future[list[RunEvent]]] = []
+        self._watched: list[Future[list[RunEvent]]] = []
 
     def __enter__(self) -> Self:
         return self
@@ -90,11 +106,14 @@ class Chaos:
     def start(self, started_at: float) -> None:
         """The run starts at this wall-clock time."""
         self._done = [self._threads.submit(self._carry_out, event, started_at) for event in self._events]
+        if self._actor.control is not None:
+            self._watched = [self._threads.submit(self._actor.watch, started_at)]
 
     def finish(self) -> tuple[RunEvent, ...]:
-        """The run is over: what was done, in the order of time."""
+        """The run is over: what was done and seen, in the order of time."""
         self._over.set()
-        return tuple(sorted((line for done in self._done for line in done.result()), key=lambda line: line.at_s))
+        found = (line for done in (*self._done, *self._watched) for line in done.result())
+        return tuple(sorted(found, key=lambda line: line.at_s))
 
     def _carry_out(self, event: Event, started_at: float) -> list[RunEvent]:
         kind, what = _named(event)
@@ -105,13 +124,13 @@ class Chaos:
             detail = self._actor.act(event)
         except EventError as error:
             return [RunEvent(at_s=at_s, kind=kind, what=what, outcome="failed", detail=str(error))]
-        begun = RunEvent(at_s=at_s, kind=kind, what=what, outcome="done", detail=detail)
         if event.repartition is None:
-            return [begun]
-        reached = RunEvent(
-            at_s=time.time() - started_at, kind="repartitioned", what=what, outcome="done", detail=detail
-        )
-        return [begun, reached]
+            return [RunEvent(at_s=at_s, kind=kind, what=what, outcome="done", detail=detail)]
+        reached_s = time.time() - started_at
+        return [
+            RunEvent(at_s=at_s, kind=kind, what=what, outcome="done"),
+            RunEvent(at_s=reached_s, kind="repartitioned", what=what, outcome="done", detail=detail),
+        ]
 
 
 def _named(event: Event) -> tuple[str, str]:
@@ -119,10 +138,26 @@ def _named(event: Event) -> tuple[str, str]:
     if event.kill_pid is not None:
         return "kill", f"process {event.kill_pid}"
     if event.repartition is not None:
-        return "repartition", ", ".join(f"{shape}={count}" for shape, count in event.repartition.pools.items())
+        return "repartition", _counts(event.repartition.pools)
     if event.drain_node is not None:
         return "drain-node", event.drain_node.node_id
     return "command", " ".join(event.command or ())
+
+
+def _seen(api: ControlApi, at_s: float) -> RunEvent:
+    """The GPUs of the fleet now, or why they are not known."""
+    try:
+        return RunEvent(at_s=at_s, kind="gpus", what=_counts(gpus_by_shape(api.fleet())), outcome="done")
+    except ControlError as error:
+        return _not_seen(error, at_s)
+
+
+def _not_seen(error: ControlError, at_s: float) -> RunEvent:
+    return RunEvent(at_s=at_s, kind="control", what="read the fleet", outcome="failed", detail=str(error))
+
+
+def _counts(by_shape: Mapping[str, int]) -> str:
+    return ", ".join(f"{shape}={count}" for shape, count in by_shape.items())
 
 
 def _kill(pid: int) -> None:
@@ -160,15 +195,3 @@ def _run(command: Sequence[str], timeout_s: float, wait: Callable[[float], bool]
     if program.returncode:
         raise EventError(f"ended with {program.returncode}: {last}")
     return last or None
-
-
-def _asked(http: httpx.Client, method: str, url: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
-    try:
-        answer = http.request(method, url, json=body)
-        answer.raise_for_status()
-        found = answer.json()
-    except httpx.HTTPStatusError as error:
-        raise EventError(f"HTTP {error.response.status_code}: {error.response.text[:_SHOWN_CHARACTERS]}") from error
-    except (httpx.HTTPError, ValueError) as error:
-        raise EventError(f"{url}: {type(error).__name__}: {error}") from error
-    return found if isinstance(found, dict) else {}

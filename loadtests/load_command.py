@@ -29,6 +29,7 @@ def add_commands(commands: Any) -> None:
     load.add_argument("--workers", metavar="N", type=int, help="processes of the client")
     load.add_argument("--seed", metavar="N", type=int, help="other arrivals, lengths and prompts of the same kind")
     load.add_argument("--reference", metavar="RECORDS", help="the records of a run whose texts these must equal")
+    load.add_argument("--control", metavar="URL", help="Archipelago's control API, to show the fleet's GPUs over time")
     load.add_argument("--out", metavar="DIR", type=Path, help="where the results go (default: load/NAME-TIME)")
     load.add_argument("--ui", metavar="PORT", type=int, help="show Locust's own page on this port meanwhile")
     load.set_defaults(run=_load)
@@ -54,6 +55,7 @@ def _changed(scenario: Scenario, arguments: argparse.Namespace) -> Scenario:
         "duration_s": arguments.duration,
         "workers": arguments.workers,
         "seed": arguments.seed,
+        "control": arguments.control and {"url": arguments.control},
         "check_text": arguments.reference and str(Path(arguments.reference).resolve()),
     }
     values = scenario.model_dump(exclude_unset=True) | {

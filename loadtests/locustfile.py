@@ -14,19 +14,23 @@ from typing import Any
 
 import gevent  # type: ignore[import-untyped]
 import gevent.event  # type: ignore[import-untyped]
-from locust import User, events, task
+from locust import User, events, runners, task
 from locust.env import Environment
 from locust.runners import LocalRunner, MasterRunner, WorkerRunner
 from locust.stats import PERCENTILES_TO_REPORT, StatsCSV
 
 from loadtests.client import StreamClient, wording
 from loadtests.dispatch import Dispatcher
-from loadtests.plan import PLAN_ENV, Folder, Plan, milliseconds, plan_of
+from loadtests.plan import PLAN_ENV, Folder, Plan, milliseconds, plan_of, processor_s
 from loadtests.records import Record
 from loadtests.schedule import requests_of, share_of
 
 _READY, _START, _DONE = "archipelago-ready", "archipelago-start", "archipelago-done"
 _HEAD_START_S = 0.5  # from the master's message to the start: longer than any message takes
+
+# Locust takes a worker for dead that is silent for 3 s, and ends the run with its last one (locust/runners.py,
+# heartbeat_worker). On a busy machine a worker is silent for longer while it makes its schedule.
+runners.HEARTBEAT_LIVENESS = 60
 
 _folder = Folder(path=Path(os.environ[PLAN_ENV]))
 _plan: Plan = plan_of(_folder.plan.read_text(encoding="utf-8"))
@@ -84,6 +88,7 @@ class Worker(User):
             at = _start()
         start_s = time.perf_counter() + at - time.time()
         client = StreamClient(_plan.scenario, words, worker=index, start_s=start_s)
+        before = processor_s()
         # A line is written when it ends: what a worker found is not lost with the worker, nor ("x") if it began anew.
         with _folder.worker_records(index).open("x", encoding="utf-8", buffering=1) as file:
 
@@ -97,9 +102,12 @@ class Worker(User):
                 dispatcher.closed_loop(range(index, clients, _plan.scenario.workers), clients)
             else:
                 dispatcher.open_loop(requests)
-        lags = milliseconds(dispatcher.loop_lags_s)
-        _folder.worker_figures(index).write_text(json.dumps({"loop_lag_ms": lags}), encoding="utf-8")
+        figures: dict[str, Any] = {"loop_lag_ms": milliseconds(dispatcher.loop_lags_s)}
+        if before and (after := processor_s()):
+            figures |= {"ran_s": round(after[0] - before[0], 3), "waited_s": round(after[1] - before[1], 3)}
+        _folder.worker_figures(index).write_text(json.dumps(figures), encoding="utf-8")
         if is_worker:
+            runner._send_stats()  # else they come when Locust ends, which does not wait for them for long
             runner.send_message(_DONE)
         else:
             _end(self.environment)

@@ -254,15 +254,20 @@ def outcome_counts(requests: Requests) -> dict[str, int]:
 
 
 def invalid_reasons(
-    requests: Requests, slo: Slo, told: Sequence[str], *, open_loop: bool, most_lag_s: float = MOST_LAG_S
+    requests: Requests, slo: Slo, told: Sequence[str], *, open_loop: bool, told_lag_s: float | None = None
 ) -> list[str]:
-    """Why the figures do not speak of the server alone: what the run said itself, and a client that did not keep up."""
+    """Why the figures do not speak of the server alone: what the run said itself, and a client that did not keep up.
+
+    Where the run has told of every lag above `told_lag_s` itself, those are not told again.
+    """
     reasons = list(told)
     if not len(requests):
         return [*reasons, "no request was scheduled"]
     lag, tightest_s = distribution(requests.lag_s), slo.tightest_ttft_s
-    most_s = min(most_lag_s, math.inf if tightest_s is None else MOST_LAG_SHARE * tightest_s)
-    if open_loop and lag is not None and lag.p99 > most_s:
+    most_s = min(
+        MOST_LAG_S if told_lag_s is None else math.inf, math.inf if tightest_s is None else MOST_LAG_SHARE * tightest_s
+    )
+    if open_loop and lag is not None and most_s < lag.p99 <= (math.inf if told_lag_s is None else told_lag_s):
         reasons.append(f"the client lagged: p99 {lag.p99 * 1000:.1f} ms behind the schedule, allowed {most_s * 1000:g}")
     if unsent := int(np.isnan(requests.lag_s).sum()):
         reasons.append(f"{unsent} of {len(requests)} requests were never sent")

@@ -88,12 +88,20 @@ def _doubts(
         lag_ms = max((lag for lag in lags if lag is not None), default=0.0)
         if lag_ms > scenario.max_lag_ms:
             yield (
-                f"{name} was {lag_ms:.1f} ms late (p99), above max_lag_ms ({scenario.max_lag_ms:g}): give the scenario "
-                "more workers, or this machine less to do"
+                f"{name} was {lag_ms:.1f} ms late (p99), above max_lag_ms ({scenario.max_lag_ms:g}): {_remedy(client)}"
             )
     limited = sum(any(limit in (record.detail or "") for limit in OWN_LIMITS) for record in records)
     if limited:
         yield f"{limited} requests found no file or port on the client's machine; raise `ulimit -n`"
+
+
+def _remedy(client: Mapping[str, Any]) -> str:
+    """What helps a worker that was late: it had too much to do, or others on its machine had."""
+    ran_s, waited_s = client.get("ran_s"), client.get("waited_s")
+    if ran_s is None or waited_s is None:
+        return "give the scenario more workers, or this machine less to do"
+    remedy = "give this machine less to do" if waited_s > ran_s else "give the scenario more workers"
+    return f"it ran for {ran_s:.1f} s and waited {waited_s:.1f} s for a processor; {remedy}"
 
 
 def _never_sent(request: Request, scenario: Scenario) -> Record:

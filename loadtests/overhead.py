@@ -17,8 +17,8 @@ from pathlib import Path
 from rich.console import Console
 
 from loadtests.closed_loop import Load, run_load
-from loadtests.comparison import FailedRequestsError, Figures, figures_of
 from loadtests.cpu_use import CpuUse, cpu_use, read_cpu
+from loadtests.overhead_figures import FailedRequestsError, Figures, figures_of
 from loadtests.overhead_report import OURS, PEER, Turn, document, print_report
 from loadtests.server_memory import memory_by_role
 from loadtests.servers import SERVED_NAME, PeerSetup, Server, ServerError, archipelago, peer_setup, vllm_server

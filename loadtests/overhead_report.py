@@ -8,8 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from loadtests.comparison import METRICS, Figures, Ratio, medians, ratios
 from loadtests.cpu_use import CpuUse
+from loadtests.overhead_figures import METRICS, Figures, Ratio, medians, ratios
 from loadtests.server_memory import RoleMemory
 
 OURS, PEER = "archipelago", "vLLM"

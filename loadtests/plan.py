@@ -9,6 +9,7 @@ from typing import Any
 
 from loadtests.scenario import Scenario
 
+_SCHEDSTAT = Path("/proc/thread-self/schedstat")  # Documentation/scheduler/sched-stats.rst of Linux
 PLAN_ENV = "ARCHIPELAGO_LOAD_PLAN"  # the folder
 
 
@@ -83,3 +84,12 @@ def milliseconds(lags_s: Sequence[float]) -> dict[str, Any]:
         name: round(1e3 * ordered[math.ceil(share * len(ordered)) - 1], 3) if ordered else None
         for name, share in (("p50", 0.50), ("p99", 0.99), ("max", 1.0))
     }
+
+
+def processor_s() -> tuple[float, float] | None:
+    """How long this thread has run, and how long it could have run and waited for a processor; None but on Linux."""
+    try:
+        ran_ns, waited_ns, _ = _SCHEDSTAT.read_text(encoding="ascii").split()
+    except (OSError, ValueError):
+        return None
+    return int(ran_ns) / 1e9, int(waited_ns) / 1e9

@@ -36,9 +36,9 @@ def result(run: Mapping[str, Any], requests: Requests, events: Sequence[RunEvent
     """
     slo, open_loop = slo_of(run), run.get("loop", "open") == "open"
     # Where the run had a limit of its own it has been judged by it, worker by worker.
-    most_lag_s = math.inf if "max_lag_ms" in run else measures.MOST_LAG_S
+    told_lag_s = run["max_lag_ms"] / 1000 if "max_lag_ms" in run else None
     told = run.get("invalid") or []
-    invalid = measures.invalid_reasons(requests, slo, told, open_loop=open_loop, most_lag_s=most_lag_s)
+    invalid = measures.invalid_reasons(requests, slo, told, open_loop=open_loop, told_lag_s=told_lag_s)
     whole = measures.figures(requests, "all") if len(requests) else None
     document = {
         "format": FORMAT,

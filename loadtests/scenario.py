@@ -100,7 +100,7 @@ class Event(Section):
 
 
 class Control(Section):
-    """Archipelago's control API, for repartitions."""
+    """Archipelago's control API, for repartitions and for the GPUs of the fleet over time."""
 
     url: str = Field(pattern="^https?://[^/]+")
     token_env: str = Field(default="ARCHIPELAGO_CONTROL_TOKEN", description="The environment variable with the token.")

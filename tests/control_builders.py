@@ -42,7 +42,7 @@ from placement import Shape
 URL = "http://control.test"
 MODEL = "acme/tiny"  # with a slash, as most names on the hub
 READ, WRITE = "read-token", "write-token"
-CALLERS = {READ: Caller(name="dashboard", role="read"), WRITE: Caller(name="alice", role="write")}
+CALLERS = {READ: Caller(name="dashboard", role="read"), WRITE: Caller(name="alice", role="operate")}
 GPUS = 8
 START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 FIRST_NUMBER = 1000
@@ -122,6 +122,9 @@ class MemoryFleet:
 
     async def audit(self, limit: int) -> tuple[AuditEntry, ...]:
         return tuple(self.entries[-limit:])
+
+    async def record(self, entry: AuditEntry) -> None:
+        self.entries.append(entry)
 
     async def take_lease(self, name: str, request: LeaseRequest) -> Lease | Refusal:
         return self.leases.take(name, request)

@@ -1,12 +1,13 @@
 """The autoscaler's own metrics. Ratios are shares of requests; times are at the percentile of the SLO."""
 
 import math
+from typing import get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
 
 from autoscaling.capacity.corrections import Corrections
 from autoscaling.decision import Decision
-from autoscaling.ledger.entries import Entry, Figures, Outcome
+from autoscaling.ledger.entries import Entry, Figures, Outcome, State, Verdict
 
 _PREFIX = "archipelago_autoscaler"
 
@@ -22,6 +23,12 @@ class Metrics:
         self._blind = self._counter("blind", "Ticks at which nothing was known of a model", "model", "kind")
         self._errors = self._counter("errors", "Ticks that failed", "model")
         self._last = self._gauge("last_decision_timestamp_seconds", "When a model was last decided on", "model")
+        self._ticked = self._gauge("last_tick_timestamp_seconds", "When the loop last came round")
+        self._expected = self._gauge(
+            "expected_requests_per_second",
+            "The rate that a model was last decided on: a quantile of its forecast",
+            "model",
+        )
         self._acts = self._gauge("holds_lease", "1 where this autoscaler is the one that may act")
         self._frozen = self._gauge("frozen", "1 where a person has said that nothing shall change")
         self._factor = self._gauge("step_factor", "Learnt correction of the step times of a shape", "model", "shape")
@@ -40,13 +47,17 @@ class Metrics:
         start_http_server(port, addr=host, registry=self.registry)
 
     def ticked(self, *, may_act: bool, is_frozen: bool) -> None:
-        """The state of the autoscaler itself."""
+        """The state of the autoscaler itself, at the beginning of a tick."""
+        self._ticked.set_to_current_time()
         self._acts.set(may_act)
         self._frozen.set(is_frozen)
 
     def decided(self, model: str, decision: Decision, entry: Entry | None) -> None:
         """A tick of one model; `entry` is what it wrote or moved, if anything."""
         self._last.labels(model).set(decision.at_s)
+        if decision.expected is not None:
+            self._expected.labels(model).set(decision.expected.requests_per_s)
+        self._begin(model)
         if entry is not None and entry.at_s == decision.at_s:
             self._decisions.labels(model, decision.kind, decision.cause).inc()
         if entry is not None and entry.state != "noted":
@@ -75,6 +86,15 @@ class Metrics:
         """The corrections as they are now."""
         for shape, known in corrections.items():
             self._factor.labels(model, str(shape)).set(known.step_factor)
+
+    def _begin(self, model: str) -> None:
+        """Have the counters that alerts ask for at 0 before anything happens: `increase` sees no series begin at 1."""
+        self._errors.labels(model)
+        for verdict in get_args(Verdict):
+            self._verdicts.labels(model, verdict)
+        for state in get_args(State):
+            if state != "noted":
+                self._actions.labels(model, state)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"{_PREFIX}_{name}", text, labels, registry=self.registry)

@@ -4,6 +4,7 @@ Only the fields that are needed are read, so a control API that says more is und
 error: what runs is never guessed.
 """
 
+import ssl
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from urllib.parse import quote
 import httpx
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from autoscaling.live.asked import AskedAnswer, AskedAnswers, AskedFreeze, MaybeFreeze
 from autoscaling.observation import Fleet, Pools, pools_of
 from placement import Cluster, Gpu, Node, Shape, ShapeError
 
@@ -137,20 +139,29 @@ class FleetClient:
 
     Args:
         url: where the API is, such as http://127.0.0.1:8001.
-        token: a secret of it; one that may write, in every mode but `advise`.
+        token: a secret of it; one of the role `operate`, in every mode but `advise`.
         timeout_s: for an answer.
         transport: what carries the requests; None is the network.
+        tls: what to trust for https; None is what the system trusts.
     """
 
     def __init__(
-        self, url: str, token: str, *, timeout_s: float = 10.0, transport: httpx.BaseTransport | None = None
+        self,
+        url: str,
+        token: str,
+        *,
+        timeout_s: float = 10.0,
+        transport: httpx.BaseTransport | None = None,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         if not token.isascii() or not token.isprintable() or not token or " " in token:
             raise RefusedError("token: empty, or with characters that a token does not have; give it as it was made.")
         self._url, self._timeout_s = url.rstrip("/"), timeout_s
         # A proxy of the environment is for the way out of here; it would be shown the token.
         headers = {"Authorization": f"Bearer {token}"}
-        self._http = httpx.Client(headers=headers, timeout=timeout_s, transport=transport, trust_env=False)
+        self._http = httpx.Client(
+            headers=headers, timeout=timeout_s, transport=transport, trust_env=False, verify=tls or True
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -183,6 +194,22 @@ class FleetClient:
     def release_lease(self, name: str, holder: str) -> None:
         """Let another take it at once instead of when it expires."""
         self._request("DELETE", f"/v1/leases/{quote(name, safe='')}", params={"holder": holder})
+
+    def post_decisions(self, model: str, document: Mapping[str, Any]) -> None:
+        """Show people what was decided about a model."""
+        self._request("PUT", f"/v1/decisions/{quote(model, safe='')}", json=document)
+
+    def answers(self) -> tuple[AskedAnswer, ...]:
+        """What people have answered to proposals, and nobody has taken yet."""
+        return self._ask(AskedAnswers, "GET", "/v1/approvals").approvals
+
+    def freeze_asked(self) -> AskedFreeze | None:
+        """Whether somebody asks to freeze, or to allow changes."""
+        return self._ask(MaybeFreeze, "GET", "/v1/freeze").freeze
+
+    def freeze_taken(self, number: int) -> None:
+        """Nobody needs to take that any more."""
+        self._request("DELETE", f"/v1/freeze/{number}")
 
     def _ask(self, answer: type[Answer], method: str, path: str, **request: Any) -> Answer:
         response = self._request(method, path, **request)

@@ -13,13 +13,14 @@ from autoscaling.ledger.learnt import Learnt, read_learnt, write_learnt
 from autoscaling.ledger.ledger import Ledger
 from autoscaling.live.acting import Actor, Control
 from autoscaling.live.approvals import frozen
+from autoscaling.live.bulletin import Bulletin, Notices
 from autoscaling.live.exported import Metrics
 from autoscaling.live.fleet_client import ConflictError, FleetError, Overview
 from autoscaling.live.steward import Steward, Watched
 from autoscaling.settings.settings import ApprovalSettings, Mode
 
 
-class Controller(Control, Protocol):
+class Controller(Control, Notices, Protocol):
     """What `FleetClient` has. Every method raises `FleetError`."""
 
     def overview(self) -> Overview: ...
@@ -93,6 +94,16 @@ class Autoscaler:
             for one in watched
         ]
         self._said: dict[str, str] = {}
+        self._bulletin = Bulletin(
+            control=control,
+            ledger=ledger,
+            directory=terms.directory,
+            mode=terms.mode,
+            holder=terms.holder,
+            is_frozen=terms.is_frozen,
+            now=now,
+            say=self._say_once,
+        )
         for sentence in (*ledger.troubles, trouble):
             if sentence:
                 say(sentence)
@@ -100,6 +111,8 @@ class Autoscaler:
     def tick(self) -> None:
         """Look at every model once."""
         may_act = self._may_act()
+        if may_act:
+            self._bulletin.take()
         is_frozen = self._terms.is_frozen or frozen(self._terms.directory) is not None
         self._metrics.ticked(may_act=may_act, is_frozen=is_frozen)
         if not may_act:
@@ -115,6 +128,7 @@ class Autoscaler:
                 self._metrics.failed(model)
                 self._say_once(model, f"{model}: this tick failed: {type(error).__name__}: {error}")
         self._keep_learnt()
+        self._bulletin.post({steward.watched.model: steward.watched.rules.slo for steward in self._stewards})
 
     def run(self, tick_s: float, sleep: Callable[[float], None], is_over: Callable[[], bool]) -> None:
         """Tick until it is over, then let another autoscaler take over at once."""

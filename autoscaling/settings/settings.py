@@ -45,7 +45,11 @@ class ControlSettings(Section):
 
     url: Url = Field(description="Address of the control API, such as http://127.0.0.1:8001.")
     token_env: str = Field(
-        default="ARCHIPELAGO_CONTROL_TOKEN", description="Environment variable with a token of it that may write."
+        default="ARCHIPELAGO_CONTROL_TOKEN",
+        description="Environment variable with a token of it; but in mode advise, of the role operate.",
+    )
+    ca: str | None = Field(
+        default=None, description="PEM file with the authorities that may vouch for it. Default: those of the system."
     )
 
 

@@ -12,6 +12,7 @@ from fastapi.security import HTTPBearer
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
+from deployments.control import decision_routes
 from deployments.control.contract import Fleet, FleetUnavailableError
 from deployments.control.gate import Gate, Verifier
 from deployments.control.problems import MEDIA_TYPE, invalid_request, problem, refusal_problem
@@ -31,6 +32,7 @@ from deployments.control.wire import (
     Problem,
 )
 from deployments.metrics.fleet_series import exposition
+from deployments.page import load, shell
 
 ALIVE_S = 15.0  # a stream says at least this often that it is alive: proxies cut what is silent for a minute
 RETRY_AFTER_S = 2
@@ -72,7 +74,11 @@ _QUERIES: Mapping[str, type[BaseModel]] = {
     "audit": _Latest,
     "give_back_lease": _Held,
 }
-_BODIES: Mapping[str, type[BaseModel]] = {"put_pools": PoolsTarget, "take_lease": LeaseRequest}
+_BODIES: Mapping[str, type[BaseModel]] = {
+    "put_pools": PoolsTarget,
+    "take_lease": LeaseRequest,
+    **decision_routes.BODIES,
+}
 
 
 def control_app(fleet: Fleet, verify: Verifier) -> FastAPI:
@@ -81,6 +87,9 @@ def control_app(fleet: Fleet, verify: Verifier) -> FastAPI:
     app = FastAPI(title="Archipelago control API", version="1", docs_url=None, redoc_url=None)
     app.state.fleet = fleet
     app.include_router(_router)
+    decision_routes.add_decisions(app)
+    load.add_load(app)
+    shell.add_page(app)
     app.add_api_route("/healthz", _healthz, response_class=Response, summary="Whether this server answers; open to all")
     app.add_api_route(
         "/metrics",
@@ -166,6 +175,10 @@ async def metrics_targets(fleet: Controller) -> MetricsTargets:
     return MetricsTargets(await fleet.metrics_targets())
 
 
+_router.include_router(decision_routes.router)
+_router.include_router(load.router)
+
+
 async def _metrics(fleet: Controller) -> Response:
     body, media_type = exposition(await fleet.read())
     return Response(body, media_type=media_type)
@@ -207,7 +220,8 @@ async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     route = request.scope["route"].name
     body, query = _BODIES.get(route, PoolsTarget), _QUERIES.get(route, _Latest)
-    return invalid_request(error, {"body": body, "query": query, "path": _Named})
+    path = decision_routes.Numbered if "{number}" in request.scope["route"].path else _Named
+    return invalid_request(error, {"body": body, "query": query, "path": path})
 
 
 async def _unavailable(request: Request, error: Exception) -> Response:

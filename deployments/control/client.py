@@ -1,6 +1,7 @@
 """The control API as Python sees it from outside: one call, one request."""
 
 import re
+import ssl
 from types import TracebackType
 from typing import Any, Self, TypeVar
 from urllib.parse import quote
@@ -51,17 +52,25 @@ class ControlClient:
         token: a secret of it.
         timeout_s: for an answer, on top of the time that it was asked to wait.
         transport: what carries the requests; None is the network.
+        tls: what to trust for https; None is what the system trusts.
     """
 
     def __init__(
-        self, url: str, token: str, *, timeout_s: float = 30.0, transport: httpx.BaseTransport | None = None
+        self,
+        url: str,
+        token: str,
+        *,
+        timeout_s: float = 30.0,
+        transport: httpx.BaseTransport | None = None,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         if not _TOKEN.fullmatch(token):
             raise ControlError("token: empty, or with characters that a token does not have; give it as it was made.")
         self.url = url.rstrip("/")
         self._timeout_s = timeout_s
         # A proxy of the environment is for the way out of here; it would be shown the token.
-        self._http = httpx.Client(headers={"Authorization": f"Bearer {token}"}, transport=transport, trust_env=False)
+        headers = {"Authorization": f"Bearer {token}"}
+        self._http = httpx.Client(headers=headers, transport=transport, trust_env=False, verify=tls or True)
 
     def __enter__(self) -> Self:
         return self

@@ -46,6 +46,10 @@ class Fleet(Protocol):
         """The latest entries of the audit log, oldest first."""
         ...
 
+    async def record(self, entry: AuditEntry) -> None:
+        """Put one more entry in the audit log. Raises `OSError`: what cannot be recorded should not be done."""
+        ...
+
     async def take_lease(self, name: str, request: LeaseRequest) -> Lease | Refusal:
         """Give a lease to a holder, or keep it for who has it; a restart of the controller changes nothing."""
         ...

@@ -65,7 +65,7 @@ def audit_shown(entries: Iterable[AuditEntry]) -> RenderableType:
             entry.who,
             entry.model,
             entry.what,
-            f"{named(entry.before)} -> {named(entry.after)}",
+            f"{named(entry.before)} -> {named(entry.after)}" if entry.before or entry.after else "-",
             entry.outcome,
             entry.reason if entry.refusal is None else f"{entry.reason} ({entry.refusal})",
         )

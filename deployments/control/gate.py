@@ -15,19 +15,20 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployments.control.problems import problem
+from deployments.page import shell
 
 MAX_BODY_BYTES = 64 * 1024
-OPEN_PATHS = frozenset({"/healthz", "/openapi.json"})
+OPEN_PATHS = frozenset({"/healthz", "/openapi.json"}) | shell.PATHS  # the page holds no data
 _READING = frozenset({"GET", "HEAD"})
 _REALM = 'Bearer realm="archipelago"'
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
-    """Who asks: the name of a token, for the audit log, and its role. A caller that may write may read."""
+    """Who asks: the name of a token, for the audit log, and its role. One that may operate may read."""
 
     name: str
-    role: Literal["read", "write"]
+    role: Literal["read", "operate"]
 
 
 Verifier = Callable[[str], Caller | None]
@@ -78,8 +79,8 @@ class Gate:
         elif caller.role == "read" and scope["method"] not in _READING:
             answer = problem(
                 HTTPStatus.FORBIDDEN,
-                f"Authorization: the token {caller.name!r} may only read; give one that may write.",
-                headers={"WWW-Authenticate": f'{_REALM}, error="insufficient_scope", scope="write"'},
+                f"Authorization: the token {caller.name!r} may only read; give one that may operate.",
+                headers={"WWW-Authenticate": f'{_REALM}, error="insufficient_scope", scope="operate"'},
             )
         elif _is_too_long(headers):
             answer = problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, _TOO_LONG)

@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
-import uvicorn
-
 from deployments import fleet
+from deployments.access.keyring import control_verifier
+from deployments.access.listening import serve
+from deployments.access.settings import EdgeLimits
 from deployments.control.api import control_app
 from deployments.control.audit import AuditLog
 from deployments.control.contract import FleetUnavailableError
@@ -40,6 +41,7 @@ IDLE_PERIOD_S = 5.0  # what cannot wait, ingresses and users tell at once
 LONG_POLL_S = 1.0
 REPORT_LIFETIME_S = 10.0
 EVENTS_KEPT = 10_000
+CONNECTIONS = 1024  # at the control API at a time
 
 log = logging.getLogger(__name__)
 
@@ -60,12 +62,11 @@ class FleetController:
         self._change = asyncio.Event()
         self._wake = asyncio.Event()
         await asyncio.to_thread(fleet.start_serve)
-        app = control_app(self, known_tokens(settings.tokens))
-        config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off")
+        app = control_app(self, control_verifier(known_tokens(settings.tokens), settings.keys, time.monotonic))
         listener = listening_socket(settings.host, settings.port)
         events.add("", "controller", "The fleet controller has started.")
         self._tasks = [
-            asyncio.create_task(uvicorn.Server(config).serve(sockets=[listener])),
+            asyncio.create_task(serve(app, [listener], EdgeLimits(max_connections=CONNECTIONS), settings.tls)),
             asyncio.create_task(self._reconcile_for_ever()),
         ]
 
@@ -176,6 +177,10 @@ class FleetController:
     async def audit(self, limit: int) -> tuple[AuditEntry, ...]:
         """Who asked for what."""
         return self._audit.latest(limit)
+
+    async def record(self, entry: AuditEntry) -> None:
+        """What somebody asked of another than this controller."""
+        self._audit.record(entry)
 
     async def take_lease(self, name: str, request: LeaseRequest) -> Lease | Refusal:
         """Give a lease, or say who has it."""

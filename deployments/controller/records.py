@@ -11,6 +11,7 @@ from typing import Any
 
 from ray.experimental import internal_kv
 
+from deployments.access.settings import Tls
 from deployments.control.gate import Caller
 from deployments.control.leases import LeaseRecord
 from deployments.fleet import FleetPlan
@@ -86,15 +87,18 @@ class Settings:
     """What holds for all models.
 
     ``secret`` is known to ingresses and replicas; ``tokens`` to users of the control API, which is at
-    ``host``:``port``. ``gpu_memory_bytes`` is None where the nodes' drivers are asked. ``state_dir`` has the audit log.
+    ``host``:``port`` and takes the keys in the file ``keys`` too. ``gpu_memory_bytes`` is None where the nodes' drivers
+    are asked. ``state_dir`` has the audit log.
     """
 
-    secret: str
-    tokens: Mapping[str, Caller]
+    secret: str = field(repr=False)
+    tokens: Mapping[str, Caller] = field(repr=False)
     host: str
     port: int
     gpu_memory_bytes: int | None
     state_dir: str
+    keys: str | None = None
+    tls: Tls | None = None
 
 
 class Store:

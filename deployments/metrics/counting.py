@@ -4,6 +4,7 @@ from bisect import bisect_left
 from collections import Counter
 from dataclasses import dataclass, field
 from itertools import accumulate
+from typing import Literal
 
 # At most half as much again from one to the next, and round, since what is promised in an SLO is round.
 # fmt: off
@@ -51,9 +52,21 @@ class Served:
     tpot: Durations = field(default_factory=Durations)
 
 
+LostBy = Literal["unmovable", "quarantined", "held-too-long"]
+SloOutcome = Literal["met", "missed"]
+
+
 @dataclass(slots=True)
 class Asked:
-    """How many requests clients have made, and how many of them were refused, by HTTP status."""
+    """How many requests clients have made, and what became of some of them.
+
+    `refused` is by HTTP status. `lost` are those that were let in and then given up, by why. `slo` are HTTP requests
+    that have ended, by whether they kept the service level objective. `broken` is how often the connection to a
+    replica broke, by its name.
+    """
 
     arrivals: int = 0
     refused: Counter[int] = field(default_factory=Counter)
+    lost: Counter[LostBy] = field(default_factory=Counter)
+    slo: Counter[SloOutcome] = field(default_factory=Counter)
+    broken: Counter[str] = field(default_factory=Counter)

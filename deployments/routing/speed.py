@@ -16,18 +16,22 @@ class PredictedSpeed:
         decode_tokens_per_s: generated tokens with a full batch.
         full_batch: requests in a full batch.
         lone_step_s: seconds of a decode step with one request.
+        communication_share: of a decode step with a full batch; routing does not ask, who watches does.
 
     Raises:
-        ValueError: one of them is not above 0.
+        ValueError: one of them is not above 0 (the share: below 0).
     """
 
     prefill_tokens_per_s: float
     decode_tokens_per_s: float
     full_batch: int
     lone_step_s: float
+    communication_share: float = 0.0
 
     def __post_init__(self) -> None:
-        for each in fields(self):
+        if not self.communication_share >= 0:
+            raise ValueError(f"communication_share of a predicted speed must not be {self.communication_share}")
+        for each in fields(self)[:4]:
             if not (value := getattr(self, each.name)) > 0:
                 raise ValueError(f"{each.name} of a predicted speed must be above 0, not {value}")
 

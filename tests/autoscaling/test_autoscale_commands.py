@@ -10,14 +10,14 @@ from loop_builders import SETTLE_S, START_S, TICK_S, Running, pools, world
 from autoscaling.cli import add_commands
 from autoscaling.ledger.ledger import FILE, read_ledger
 from autoscaling.live.approvals import frozen, take_answer
-from autoscaling.live.fleet_client import RefusedError
+from autoscaling.live.fleet_client import FleetClient, RefusedError
 
 Ran = tuple[int, str, str]
 Run = Callable[..., Ran]
 TWO, WIDE = pools("2 x tp2"), pools("1 x tp4")
 
 
-def connect() -> tuple[str, str]:
+def connect() -> FleetClient:
     raise RefusedError("nothing is served from this directory")
 
 

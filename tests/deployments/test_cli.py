@@ -45,6 +45,7 @@ COMMANDS = {
     "scale": ["MODEL", "SHAPE=N", *CHANGE],
     "events": ["MODEL", "--follow", "--json"],
     "audit": ["--limit", "--json"],
+    "keys": ["COMMAND"],
     "plan": [*QUESTION, "--rate", "--concurrency", "--ttft", "--tpot", "--percentile", "--explain", "--emit", "--top"],
     "scaling": [*QUESTION, "--max-gpus", "--running", "--threshold", "--html", "--png"],
     "predict": ["--rows", "--out", "--calibration", "--json"],
@@ -64,8 +65,20 @@ COMMANDS = {
         *("--max-gpus", "--start-time", "--precision", "--kv-cache", "--calibration", "--policies", "--seed"),
         *("--out", "--json"),
     ],
-    "load": ["SCENARIO", "--url", "--model", "--duration", "--workers", "--seed", "--reference", "--out", "--ui"],
+    "load": [
+        "SCENARIO",
+        "--url",
+        "--control",
+        "--model",
+        "--duration",
+        "--workers",
+        "--seed",
+        "--reference",
+        "--out",
+        "--ui",
+    ],
     "bench": ["COMMAND"],
+    "islands": ["FILE", "--json", "--yaml", "--labels", "--raylets", "--measure", "--processes"],
 }
 
 

@@ -57,7 +57,7 @@ def test_only_writers_write() -> None:
     with raw_client(fleet, READ) as http:
         refused = ask(http, *PUT)
     assert refused.status_code == 403
-    assert 'error="insufficient_scope", scope="write"' in refused.headers["www-authenticate"]
+    assert 'error="insufficient_scope", scope="operate"' in refused.headers["www-authenticate"]
     assert "the token 'dashboard' may only read" in Problem.model_validate_json(refused.content).detail
     assert fleet.views[MODEL] == fleet_view()
     with raw_client(fleet, WRITE) as http:
@@ -77,5 +77,5 @@ def test_the_scheme_is_written_as_one_likes() -> None:
 
 def test_an_empty_token_lets_nobody_in() -> None:
     with pytest.raises(ValueError, match="token is empty"):
-        known_tokens({"": Caller(name="anybody", role="write")})
+        known_tokens({"": Caller(name="anybody", role="operate")})
     assert known_tokens(CALLERS)("") is None

@@ -65,7 +65,7 @@ def meet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Body], No
         monkeypatch.setattr(actor, "IDLE_PERIOD_S", 0.01)
         settings = Settings(
             secret="between us",
-            tokens={TOKEN: Caller(name="operator", role="write")},
+            tokens={TOKEN: Caller(name="operator", role="operate")},
             host="127.0.0.1",
             port=free_port(),
             gpu_memory_bytes=2**30,

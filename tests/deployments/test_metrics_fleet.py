@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
-from control_builders import MODEL, READ, REPLICA, MemoryFleet, control_client, fleet_view, raw_client
+from control_builders import MODEL, READ, REPLICA, UNDER_WAY, MemoryFleet, control_client, fleet_view, raw_client
 from prometheus_client.parser import text_string_to_metric_families
 
 from deployments.control.wire import ClusterView, FleetView, NodeView, Overview, Transitions
@@ -42,15 +42,23 @@ def test_the_hardware_by_island_without_what_is_about_to_go() -> None:
         key("island_gpus", island="i1"): 4,
         key("island_free_gpus", island="i0"): 3,
         key("island_free_gpus", island="i1"): 2,
+        key("island_stranded_gpus", island="i0"): 0,
+        key("island_stranded_gpus", island="i1"): 0,
+        key("node_draining", island="i0", node="n0"): 0,
+        key("node_draining", island="i0", node="n1"): 1,
+        key("node_draining", island="i1", node="n2"): 0,
     }
 
 
 def under_way() -> FleetView:
     replicas = (REPLICA, REPLICA.model_copy(update={"shape": "tp4", "phase": "starting", "name": "new"}))
     return fleet_view(
+        phase="repartitioning",
         desired_pools={"tp4": 2},
+        effective_pools={"tp4": 1},
         replicas=replicas,
         start_s={"tp2pp2": 41.5},
+        repartition=UNDER_WAY,
         transitions=(
             Transitions(way="surge", outcome="reached", count=3),
             Transitions(way="swap", outcome="rolled-back", count=1),
@@ -65,9 +73,17 @@ def test_a_fleet_on_its_way() -> None:
         key("fleet_gpus", model=MODEL): 8,
         key("fleet_desired_replicas", model=MODEL, shape="tp2pp2"): 0,
         key("fleet_desired_replicas", model=MODEL, shape="tp4"): 2,
+        key("fleet_effective_replicas", model=MODEL, shape="tp4"): 1,
+        key("fleet_phase", model=MODEL, phase="repartitioning"): 1,
+        key("fleet_phase", model=MODEL, phase="steady"): 0,
+        key("repartition_running_seconds", model=MODEL): 12,
+        key("repartition_announced_stall_seconds", model=MODEL): 0.8,
+        key("island_used_gpus", island="island-0", model=MODEL, shape="tp2pp2"): 2,
+        key("island_link_ranks", source="island-0", destination="island-1", model=MODEL, shape="tp2pp2"): 2,
         key("replica_start_seconds", model=MODEL, shape="tp2pp2"): 41.5,
         key("transitions_total", model=MODEL, way="surge", outcome="reached"): 3,
         key("transitions_total", model=MODEL, way="swap", outcome="rolled-back"): 1,
+        key("transitions_total", model=MODEL, way="swap", outcome="failed"): 0,
         key("fleet_replicas", model=MODEL, shape="tp2pp2", phase="serving"): 1,
         key("fleet_replicas", model=MODEL, shape="tp2pp2", phase="starting"): 0,
         key("fleet_replicas", model=MODEL, shape="tp4", phase="serving"): 0,

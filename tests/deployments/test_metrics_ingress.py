@@ -3,7 +3,8 @@
 import asyncio
 import sys
 from collections.abc import Awaitable, Callable, Iterator
-from typing import Any
+from dataclasses import replace
+from typing import Any, get_args
 
 import httpx
 import pytest
@@ -12,6 +13,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from deployments.ingress import GENERATING_PATHS, Gate
+from deployments.membership import UNKNOWN_SPEED
+from deployments.metrics.counting import LostBy
 from deployments.metrics.ingress_series import IngressSeries
 from deployments.routing import Limits
 
@@ -22,6 +25,11 @@ OF_THE_MODEL = {
     "archipelago_refused_total": ("code", "model"),
     "archipelago_held_requests": ("model",),
     "archipelago_unfinished_requests": ("model",),
+    "archipelago_ready_replicas": ("model",),
+    "archipelago_slo_time_to_first_token_seconds": ("model",),
+    "archipelago_slo_time_per_output_token_seconds": ("model",),
+    "archipelago_lost_requests_total": ("cause", "model"),
+    "archipelago_slo_requests_total": ("model", "outcome"),
     "archipelago_moved_requests_total": ("model",),
     "archipelago_quarantined_requests_total": ("model",),
 }
@@ -29,6 +37,8 @@ OF_A_REPLICA = {
     "archipelago_replica_running_requests": REPLICA,
     "archipelago_replica_waiting_requests": REPLICA,
     "archipelago_replica_kv_cache_usage_ratio": REPLICA,
+    "archipelago_replica_predicted_communication_ratio": REPLICA,
+    "archipelago_replica_lost_connections_total": REPLICA,
     "archipelago_replica_requests_total": REPLICA,
     "archipelago_replica_generated_tokens_total": REPLICA,
     "archipelago_replica_prompt_tokens_total": REPLICA,
@@ -93,6 +103,38 @@ def test_a_replica_is_named_with_its_shape_and_goes_with_its_series() -> None:
         assert left("moved_requests_total") == 1
 
     run(scenario, "a", "b")
+
+
+def test_a_replica_that_dies_is_counted_and_one_that_is_stopped_is_not() -> None:
+    async def scenario(fleet: Fleet) -> None:
+        fleet.change("b", speed=replace(UNKNOWN_SPEED, communication_share=0.25))
+        assert Scrape(fleet)("ready_replicas") == 2
+        assert Scrape(fleet)("replica_predicted_communication_ratio", replica="b") == 0.25
+        fleet["a"].die()
+        await settled()
+        assert Scrape(fleet)("ready_replicas") == 1
+        fleet["a"].come_back()
+        fleet.change("a", port=2)  # as Serve starts it again
+        await settled()
+        assert Scrape(fleet)("replica_lost_connections_total", replica="a") == 1
+        fleet.remove("b")
+        await settled()
+        assert fleet.link.asked.broken["b"] == 0
+
+    run(scenario, "a", "b")
+
+
+def test_requests_that_are_given_up_are_counted_by_why() -> None:
+    async def scenario(fleet: Fleet) -> None:
+        fleet.link.submit(request("r1", unmovable="it is not exact"))
+        fleet.link.submit(request("r2"))
+        await settled()
+        fleet["a"].die()
+        await passed(fleet.membership.hold_s + 5)
+        lost = {cause: Scrape(fleet)("lost_requests_total", cause=cause) for cause in get_args(LostBy)}
+        assert lost == {"unmovable": 1, "quarantined": 0, "held-too-long": 1}
+
+    run(scenario, "a")
 
 
 def test_times_are_from_the_arrival_at_the_ingress_and_between_tokens() -> None:

@@ -30,6 +30,7 @@ TOKEN = "token-of-a-test"
 def cluster() -> Iterator[Inventory]:
     started = local_cluster.start_simulated(2, 2, os.environ)
     try:
+        local_cluster.present_token(started)
         ray.init(address=started.address, log_to_driver=False)
         nodes = ray.nodes()
         yield inventory(nodes, dict.fromkeys((node["NodeID"] for node in nodes), GPU_BYTES))
@@ -95,7 +96,7 @@ def controller(cluster: Inventory, tmp_path_factory: pytest.TempPathFactory) -> 
     """The fleet controller, with a control API at a free port."""
     settings = Settings(
         secret="secret",
-        tokens={TOKEN: Caller(name="tester", role="write")},
+        tokens={TOKEN: Caller(name="tester", role="operate")},
         host="127.0.0.1",
         port=local_cluster.free_port(),
         gpu_memory_bytes=GPU_BYTES,

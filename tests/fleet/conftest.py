@@ -26,10 +26,11 @@ def whole_system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     _set_global_client(None)
     cluster = local_cluster.start_simulated(ISLANDS, GPUS_PER_ISLAND, os.environ)
     try:
+        local_cluster.present_token(cluster)
         ray.init(address=cluster.address, log_to_driver=False)
         settings = Settings(
             secret="secret",
-            tokens={TOKEN: Caller(name="tester", role="write")},
+            tokens={TOKEN: Caller(name="tester", role="operate")},
             host="127.0.0.1",
             port=local_cluster.free_port(),
             gpu_memory_bytes=GPU_BYTES,

@@ -25,6 +25,10 @@ class ControlApi(ThreadingHTTPServer):
     looks = 0
 
 
+def replica(shape: str, phase: str = "serving") -> dict[str, Any]:
+    return {"shape": shape, "phase": phase, "seats": [{"rank": rank} for rank in range(int(shape[-1]))]}
+
+
 class Handler(BaseHTTPRequestHandler):
     server: ControlApi
 
@@ -36,8 +40,11 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.looks += 1
+        pools = self.server.asked[-1][2]["pools"] if self.server.asked else {"tp1": 1}
         under_way = None if self.server.looks > 1 else {"stage": "starting"}
-        self._answer(200, {"repartition": under_way, "effective_pools": self.server.asked[-1][2]["pools"]})
+        replicas = [replica(shape) for shape, count in pools.items() for _ in range(count)]
+        replicas += [replica("tp1", phase="failed"), replica("tp2", phase="lost")]
+        self._answer(200, {"repartition": under_way, "effective_pools": pools, "replicas": replicas})
 
     def _answer(self, status: int, values: object) -> None:
         data = json.dumps(values).encode()
@@ -110,7 +117,8 @@ def test_a_command_without_end_is_ended() -> None:
 
 def test_pools_are_set_through_the_control_api_and_followed_until_they_are_there() -> None:
     with control_api() as (api, control):
-        begun, reached = carried_out({"at_s": 0.1, "repartition": {"pools": {"tp2": 1, "tp1": 2}}}, control=control)
+        found = carried_out({"at_s": 0.1, "repartition": {"pools": {"tp2": 1, "tp1": 2}}}, control=control)
+    begun, reached = (line for line in found if line.kind != "gpus")
     assert api.asked == [
         (
             "/v1/fleet/org%2Fm/pools",
@@ -125,10 +133,10 @@ def test_pools_are_set_through_the_control_api_and_followed_until_they_are_there
 
 def test_a_refusal_is_told_in_the_words_of_the_control_api() -> None:
     with control_api() as (_, control):
-        (line,) = carried_out({"at_s": 0, "repartition": {"pools": {"pp9": 1}}}, control=control)
-        (no_token,) = carried_out(
-            {"at_s": 0, "repartition": {"pools": {"tp1": 1}}}, control=control.model_copy(update={"token_env": "NONE"})
-        )
+        found = carried_out({"at_s": 0, "repartition": {"pools": {"pp9": 1}}}, control=control)
+        (line,) = (line for line in found if line.kind == "repartition")
+        nobody = control.model_copy(update={"token_env": "NONE"})
+        _, no_token = carried_out({"at_s": 0, "repartition": {"pools": {"tp1": 1}}}, control=nobody)
     assert line.outcome == "failed"
     assert "HTTP 409" in str(line.detail)
     assert "no room for pp9" in str(line.detail)
@@ -136,12 +144,26 @@ def test_a_refusal_is_told_in_the_words_of_the_control_api() -> None:
 
 
 def test_a_control_api_that_is_not_there_is_a_failure_of_the_event() -> None:
-    (line,) = carried_out(
+    lines = carried_out(
         {"at_s": 0, "repartition": {"pools": {"tp1": 1}}},
         control=Control(url="http://127.0.0.1:1", token_env="TOKEN_OF_TEST"),
     )
-    assert line.outcome == "failed"
-    assert "http://127.0.0.1:1" in str(line.detail)
+    assert {(line.kind, line.outcome) for line in lines} == {("repartition", "failed"), ("control", "failed")}
+    assert all("http://127.0.0.1:1" in str(line.detail) for line in lines)
+
+
+def test_gpus_by_shape_are_told_when_they_change_and_only_then() -> None:
+    with control_api() as (_, control):
+        lines = carried_out(
+            {"at_s": 0, "command": ["sleep", "2.5"]},  # looks at a fleet that stays as it is
+            {"at_s": 2.5, "repartition": {"pools": {"tp2": 3, "tp1": 2}}},
+            {"at_s": 2.5, "command": ["sleep", "2.5"]},
+            control=control,
+        )
+    assert [(line.what, line.outcome) for line in lines if line.kind == "gpus"] == [
+        ("tp1=1", "done"),
+        ("tp1=2, tp2=6", "done"),
+    ]
 
 
 def test_events_come_in_the_order_of_time_and_what_did_not_begin_is_told() -> None:

@@ -244,6 +244,17 @@ def test_connections_are_used_again_after_whole_answers_only() -> None:
         assert server.connections == 2
 
 
+def test_a_connection_that_was_idle_for_long_is_not_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A server ends idle ones when it likes: a request that crosses with the end is lost, as if the server had cut it.
+    monkeypatch.setattr("loadtests.client._IDLE_S", 0.2)
+    with serving(obliging) as server:
+        client = client_of(scenario(server.url))
+        assert client.send(request(0), 0.0).outcome == "ok"
+        gevent.sleep(0.3)
+        assert client.send(request(1), 0.0).outcome == "ok"
+        assert server.connections == 2
+
+
 def test_equal_texts_have_equal_hashes_however_they_were_cut() -> None:
     one = sent([HEAD, token("ab", 1), token("c", 2, reason="length"), *END], greedy=True)
     same = sent([HEAD, token("a", 1), token("bc", 2, reason="length"), *END], greedy=True)

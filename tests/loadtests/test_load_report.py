@@ -139,7 +139,9 @@ def test_a_closed_loop_says_that_it_hides_misses() -> None:
 
 
 def test_the_page_names_every_reason_against_the_run() -> None:
-    text = page(document([record(sent_s=0.19), refused(1.0, sent_s=None)], invalid=["worker 1 died"]))
+    text = page(
+        document([record(sent_s=0.19), refused(1.0, sent_s=None)], invalid=["worker 1 died"], max_lag_ms=1000.0)
+    )
     for reason in ("worker 1 died", "the client lagged: p99 190.0 ms", "1 of 2 requests were never sent"):
         assert f"<li>{reason}" in text
 

@@ -13,8 +13,8 @@ from rich.console import Console
 
 from deployments import cli
 from loadtests import overhead
-from loadtests.comparison import FailedRequestsError, Figures, Ratio, figures_of, medians, quantile, ratios
 from loadtests.cpu_use import CpuUse
+from loadtests.overhead_figures import FailedRequestsError, Figures, Ratio, figures_of, medians, quantile, ratios
 from loadtests.overhead_report import OURS, PEER, Turn, document, print_report
 from loadtests.server_memory import RoleMemory
 from loadtests.servers import Server, configuration, peer_environ, peer_flags
@@ -25,8 +25,9 @@ from loadtests.stream_client import Sample
 
 def sample(*times_s: float, sent_s: float = 0.0, error: str | None = None) -> Sample:
     """A request whose tokens came one by one at these times after it was sent."""
-    end_s = sent_s + max(times_s, default=0)
-    return Sample(sent_s=sent_s, end_s=end_s, token_times_s=times_s, tokens=len(times_s), error=error)
+    first_s, last_s = min(times_s, default=None), max(times_s, default=None)
+    end_s = sent_s + (last_s or 0)
+    return Sample(sent_s=sent_s, end_s=end_s, first_s=first_s, last_s=last_s, tokens=len(times_s), error=error)
 
 
 def figures(**changes: float) -> Figures:
@@ -84,7 +85,7 @@ def vars_of(found: Figures | Ratio) -> dict[str, float]:
         pytest.param(sample(1.0, 2.0, 3.0), "3 tokens instead of 2", id="too many tokens"),
         pytest.param(sample(), "0 tokens instead of 2", id="none"),
         pytest.param(
-            Sample(sent_s=0, end_s=1, token_times_s=(), tokens=2, error=None),
+            Sample(sent_s=0, end_s=1, first_s=None, last_s=None, tokens=2, error=None),
             "tokens were reported but no event carried one",
             id="tokens that never arrived",
         ),
@@ -218,8 +219,10 @@ class Endpoint(http.server.BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["max_tokens"]
-        events = [{"choices": [{"text": "a", "token_ids": [7]}]}] * asked
-        events.append({"choices": [], "usage": {"completion_tokens": asked}})
+        events: list[dict[str, Any]] = [
+            {"choices": [{"text": "a", "token_ids": [7], "finish_reason": "length"}]}
+        ] * asked
+        events.append({"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": asked}})
         body = "".join(f"data: {json.dumps(event)}\n\n" for event in events) + "data: [DONE]\n\n"
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from loadtests.closed_loop import Load, run_load
-from loadtests.stream_client import Sample, SseParser, stream_completion
+from loadtests.stream_client import Sample, stream_completion
 
 # A timer or a scheduler on a busy machine is late, never early (but for the resolution of the clocks).
 EARLY_S = 0.005
@@ -21,9 +21,9 @@ Answer = Callable[[asyncio.StreamWriter], Awaitable[None]]
 Piece = bytes | float
 
 
-def token(text: str, *ids: int) -> bytes:
+def token(text: str, *ids: int, reason: str | None = None) -> bytes:
     """One event of vLLM with the given tokens."""
-    choice = {"index": 0, "text": text, "token_ids": list(ids)}
+    choice = {"index": 0, "text": text, "token_ids": list(ids), "finish_reason": reason}
     return f"data: {json.dumps({'choices': [choice]}, ensure_ascii=False)}\n\n".encode()
 
 
@@ -70,53 +70,20 @@ def sample_of(answer: Answer, bodies: list[bytes] | None = None, timeout_s: floa
     return asyncio.run(ask())
 
 
-# --- the parser ------------------------------------------------------------------------------------------------------
-
-
-STREAMS = [
-    pytest.param(b"data: a\n\ndata: b\n\n", ["a", "b"], id="two events"),
-    pytest.param(b"data: a\r\n\r\ndata: b\r\n\r\n", ["a", "b"], id="CRLF"),
-    pytest.param(b"data: a\rdata: b\r\rdata: c\n\n", ["a\nb", "c"], id="CR"),
-    pytest.param(b"data:a\n\ndata:  b\n\n", ["a", " b"], id="at most one space is taken off"),
-    pytest.param(b"data: a\ndata: b\n\n", ["a\nb"], id="an event of two lines"),
-    pytest.param(b"data\n\n", [""], id="a field without a colon is empty"),
-    pytest.param(b": ping\n\ndata: a\n\n", ["a"], id="a comment is no event"),
-    pytest.param(b"event: x\nid: 1\ndata: a\nretry: 5\n\n", ["a"], id="other fields"),
-    pytest.param(b"database: a\n\n", [], id="a field that only begins like data"),
-    pytest.param(b"\n\n\ndata: a\n\n\n\n", ["a"], id="more blank lines than needed"),
-    pytest.param(b"data: a\n\ndata: b\n", ["a"], id="an event that is not complete"),
-    pytest.param("\ufeffdata: a\n\n".encode(), ["a"], id="a byte order mark"),
-    pytest.param("data: né 漢 🏝\n\n".encode(), ["né 漢 🏝"], id="characters of 1 to 4 bytes"),
-    pytest.param("data: a\u2028b\x85c\n\n".encode(), ["a\u2028b\x85c"], id="what only str.splitlines cuts"),
-    pytest.param(b"data: \xff\n\n", ["\ufffd"], id="bytes that are not UTF-8"),
-]
-
-
-@pytest.mark.parametrize(("stream", "events"), STREAMS)
-def test_events_come_out_the_same_however_the_bytes_are_cut(stream: bytes, events: list[str]) -> None:
-    for size in range(1, len(stream) + 1):
-        parser = SseParser()
-        chunks = [stream[start : start + size] for start in range(0, len(stream), size)]
-        assert [event for chunk in chunks for event in parser.feed(chunk)] == events, f"chunks of {size}"
-
-
-def test_an_event_comes_out_with_its_last_byte_and_not_with_the_next_event() -> None:
-    parser = SseParser()
-    assert parser.feed(b"data: a\n") == []
-    assert parser.feed(b"\n") == ["a"]
-    assert parser.feed(b"") == []
-
-
 # --- times -----------------------------------------------------------------------------------------------------------
 
 
 def test_the_first_token_is_timed_when_it_arrives_not_with_the_headers_nor_with_an_empty_event() -> None:
-    sample = sample_of(pieces(HEAD, 0.1, token(""), 0.1, token("a", 7), 0.3, token("b", 8), USAGE, DONE))
+    sample = sample_of(
+        pieces(HEAD, 0.1, token(""), 0.1, token("a", 7), 0.3, token("b", 8, reason="length"), USAGE, DONE)
+    )
     assert sample.error is None
     assert sample.tokens == 2
     assert sample.ttft_s is not None
     assert 0.2 - EARLY_S <= sample.ttft_s < 0.2 + LATE_S
-    first_s, last_s = sample.token_times_s
+    assert sample.first_s is not None
+    assert sample.last_s is not None
+    first_s, last_s = sample.first_s, sample.last_s
     assert 0.3 - EARLY_S <= last_s - first_s < 0.3 + LATE_S
     assert sample.tpot_s == pytest.approx(last_s - first_s)
     assert sample.end_s - sample.sent_s >= last_s
@@ -129,80 +96,91 @@ def test_an_event_is_seen_before_the_next_is_sent() -> None:
     async def answer(writer: asyncio.StreamWriter) -> None:
         await pieces(HEAD, token("a", 7), 0.5)(writer)
         second_sent_s.append(time.perf_counter())
-        await pieces(token("b", 8), USAGE, DONE)(writer)
+        await pieces(token("b", 8, reason="length"), USAGE, DONE)(writer)
 
     sample = sample_of(answer)
-    first_s, last_s = (sample.sent_s + at_s for at_s in sample.token_times_s)
-    assert first_s < second_sent_s[0] <= last_s
+    assert sample.first_s is not None
+    assert sample.last_s is not None
+    assert sample.sent_s + sample.first_s < second_sent_s[0] <= sample.sent_s + sample.last_s
 
 
 def test_a_character_cut_between_two_packets_does_no_harm() -> None:
     event = token("漢", 7)
     cut = event.index("漢".encode()) + 1
-    sample = sample_of(pieces(HEAD, event[:cut], 0.05, event[cut:], token("b", 8), USAGE, DONE))
-    assert (sample.error, sample.tokens, len(sample.token_times_s)) == (None, 2, 2)
+    sample = sample_of(pieces(HEAD, event[:cut], 0.05, event[cut:], token("b", 8, reason="length"), USAGE, DONE))
+    assert (sample.error, sample.tokens) == (None, 2)
 
 
 def test_a_token_without_text_is_a_token() -> None:
-    sample = sample_of(pieces(HEAD, token("", 7), token("é", 8), USAGE, DONE))
-    assert len(sample.token_times_s) == 2
+    sample = sample_of(pieces(HEAD, token("", 7), 0.2, token("é", 8, reason="length"), USAGE, DONE))
+    assert sample.tpot_s is not None
+    assert sample.tpot_s >= 0.2 - EARLY_S
 
 
 def test_tokens_are_counted_by_the_usage_report_not_by_events() -> None:
     usage = USAGE.replace(b'"completion_tokens": 2', b'"completion_tokens": 5')
-    sample = sample_of(pieces(HEAD, token("abc", 7, 8, 9), 0.2, token("de", 10, 11), usage, DONE))
-    assert sample.tokens == 5
-    assert sample.tpot_s == pytest.approx((sample.token_times_s[1] - sample.token_times_s[0]) / 4)
+    sample = sample_of(pieces(HEAD, token("abc", 7, 8, 9), 0.2, token("de", 10, 11, reason="length"), usage, DONE))
+    assert (sample.error, sample.tokens) == (None, 5)
+    assert sample.first_s is not None
+    assert sample.last_s is not None
+    assert sample.tpot_s == pytest.approx((sample.last_s - sample.first_s) / 4)
 
 
 @pytest.mark.parametrize(
-    ("times_s", "tokens", "ttft_s", "tpot_s"),
+    ("first_s", "last_s", "tokens", "tpot_s"),
     [
-        pytest.param((), 0, None, None, id="none came"),
-        pytest.param((0.5,), 1, 0.5, None, id="one token has no time between tokens"),
-        pytest.param((0.5, 0.7, 1.5), 3, 0.5, 0.5, id="three tokens"),
-        pytest.param((0.5, 1.5), 5, 0.5, 0.25, id="several tokens in an event"),
-        pytest.param((), 2, None, None, id="reported but never seen"),
+        pytest.param(None, None, 0, None, id="none came"),
+        pytest.param(0.5, 0.5, 1, None, id="one token has no time between tokens"),
+        pytest.param(0.5, 1.5, 3, 0.5, id="three tokens"),
+        pytest.param(0.5, 1.5, 5, 0.25, id="several tokens in an event"),
+        pytest.param(None, None, 2, None, id="reported but never seen"),
     ],
 )
-def test_times_of_a_sample(times_s: tuple[float, ...], tokens: int, ttft_s: float | None, tpot_s: float | None) -> None:
-    sample = Sample(sent_s=0, end_s=2, token_times_s=times_s, tokens=tokens, error=None)
-    assert (sample.ttft_s, sample.tpot_s) == (ttft_s, tpot_s)
+def test_times_of_a_sample(first_s: float | None, last_s: float | None, tokens: int, tpot_s: float | None) -> None:
+    sample = Sample(sent_s=0, end_s=2, first_s=first_s, last_s=last_s, tokens=tokens, error=None)
+    assert (sample.ttft_s, sample.tpot_s) == (first_s, tpot_s)
 
 
 # --- errors ----------------------------------------------------------------------------------------------------------
 
 CHUNKED = HEAD.replace(b"Connection: close", b"Transfer-Encoding: chunked")
+END = token("b", 8, reason="length")
 REFUSED = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s"
 OPENAI_ERROR = b'{"error": {"message": "not ready yet", "type": "ServiceUnavailable"}}'
 
 
 @pytest.mark.parametrize(
-    ("script", "error", "tokens_seen"),
+    ("script", "error", "is_token_seen"),
     [
-        pytest.param([REFUSED % (len(OPENAI_ERROR), OPENAI_ERROR)], "HTTP 503: not ready yet", 0, id="refused"),
-        pytest.param([REFUSED % (4, b"busy")], "HTTP 503: busy", 0, id="refused in plain text"),
-        pytest.param([HEAD, token("a", 7)], "the stream ended before [DONE]", 1, id="closed too early"),
-        pytest.param([CHUNKED, b"5\r\ndata:"], "RemoteProtocolError: ", 0, id="cut inside a chunk"),
-        pytest.param([b""], "RemoteProtocolError: ", 0, id="closed without an answer"),
-        pytest.param([HEAD, DONE], "the stream reports no usage", 0, id="no usage report"),
-        pytest.param([HEAD, b"data: {oops\n\n", USAGE, DONE], "an event is not JSON: {oops", 0, id="no JSON"),
-        pytest.param([HEAD, b"data: 7\n\n", USAGE, DONE], "the stream says: 7", 0, id="JSON of another kind"),
+        pytest.param([REFUSED % (len(OPENAI_ERROR), OPENAI_ERROR)], "HTTP 503: not ready yet", False, id="refused"),
+        pytest.param([REFUSED % (4, b"busy")], "HTTP 503: busy", False, id="refused in plain text"),
+        pytest.param([HEAD, token("a", 7)], "the stream ended before [DONE]", True, id="closed too early"),
+        pytest.param([CHUNKED, b"5\r\ndata:"], "RemoteProtocolError: ", False, id="cut inside a chunk"),
+        pytest.param([b""], "RemoteProtocolError: ", False, id="closed without an answer"),
+        pytest.param([HEAD, DONE], "[DONE] came without a finish reason", False, id="no end"),
+        pytest.param([HEAD, END, DONE], "the stream reports no usage", True, id="no usage report"),
+        pytest.param([HEAD, b"data: {oops\n\n", USAGE, DONE], "an event is not JSON: {oops", False, id="no JSON"),
+        pytest.param(
+            [HEAD, b"data: 7\n\n", USAGE, DONE],
+            "an event is no part of a completion: 7",
+            False,
+            id="JSON of another kind",
+        ),
         pytest.param(
             [HEAD, token("a", 7), b"data: " + OPENAI_ERROR + b"\n\n", DONE],
-            "the stream says: not ready yet",
-            1,
+            "not ready yet",
+            True,
             id="an error in the middle of the stream",
         ),
     ],
 )
 def test_what_went_wrong_is_told_and_what_came_before_is_kept(
-    script: list[bytes], error: str, tokens_seen: int
+    script: list[bytes], error: str, is_token_seen: bool
 ) -> None:
     sample = sample_of(pieces(*script))
     assert sample.error is not None
     assert sample.error.startswith(error)
-    assert len(sample.token_times_s) == tokens_seen
+    assert (sample.first_s is not None) == is_token_seen
 
 
 def test_a_stream_that_stalls_ends_with_the_clients_timeout() -> None:
@@ -249,7 +227,7 @@ def test_a_load_sends_its_prompts_and_never_more_at_once_than_it_has_clients() -
         nonlocal open_requests
         open_requests += 1
         at_once.append(open_requests)
-        await pieces(HEAD, token("a", 7), 0.05, token("b", 8), USAGE)(writer)
+        await pieces(HEAD, token("a", 7), 0.05, token("b", 8, reason="length"), USAGE)(writer)
         open_requests -= 1
         await pieces(DONE)(writer)
 

@@ -65,7 +65,7 @@ def _failure(sample: Sample, output_tokens: int) -> str | None:
         return sample.error
     if sample.tokens != output_tokens:
         return f"{sample.tokens} tokens instead of {output_tokens}"
-    return None if sample.token_times_s else "tokens were reported but no event carried one"
+    return None if sample.first_s is not None else "tokens were reported but no event carried one"
 
 
 def quantile(values: Sequence[float], share: float) -> float:

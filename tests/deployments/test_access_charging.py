@@ -1,0 +1,82 @@
+"""A request's tokens reach the key that asked for it, from wherever they are computed."""
+
+import asyncio
+from typing import Any
+
+from access_builders import Hands, made_key
+from link_builders import Fleet, member, run, settled
+from vllm import SamplingParams
+from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest, FinishReason
+from vllm.v1.metrics.stats import SchedulerStats
+from vllm.v1.serial_utils import MsgpackEncoder
+
+from deployments.access.quotas import Charge, Quotas, current_charge
+from deployments.engine import packed
+from deployments.fleet_engine import FleetCore
+
+
+def engine_request(name: str, prompt_tokens: int) -> EngineCoreRequest:
+    return EngineCoreRequest(
+        request_id=name,
+        prompt_token_ids=list(range(prompt_tokens)),
+        mm_features=None,
+        sampling_params=SamplingParams(max_tokens=50),
+        pooling_params=None,
+        arrival_time=0.0,
+        lora_request=None,
+        cache_salt=None,
+        data_parallel_rank=None,
+    )
+
+
+def admitted() -> Charge:
+    charge = Quotas(Hands()).admit(made_key()[1], 0)
+    assert isinstance(charge, Charge)
+    return charge
+
+
+async def step(core: FleetCore, fleet: Fleet, replica: str, wire_id: str, *token_ids: int, **more: Any) -> None:
+    outputs = [EngineCoreOutput(wire_id, list(token_ids), **more)]
+    made = EngineCoreOutputs(outputs=outputs, scheduler_stats=SchedulerStats(), timestamp=0.0, engine_index=0)
+    fleet.link.stepped(replica, packed(MsgpackEncoder().encode(made)))
+    await core.get_output_async()
+
+
+def test_prompt_and_answer_are_charged_as_they_are_computed_on_whatever_replica() -> None:
+    charge = admitted()
+
+    async def scenario(fleet: Fleet) -> None:
+        core = FleetCore(fleet.link, fleet.traffic, speculative=False)
+        token = current_charge.set(charge)
+        # In a task of its own, as vLLM's handlers are (vllm/entrypoints/utils.py, with_cancellation).
+        await asyncio.create_task(core.add_request_async(engine_request("r1", 10)))
+        current_charge.reset(token)
+        assert charge.used_tokens == 10
+        await core.add_request_async(engine_request("of another", 1000))
+        await step(core, fleet, "a", "r1", 7, 8, 9)
+        assert charge.used_tokens == 13
+        await step(core, fleet, "a", "of another", *range(100))
+        fleet.add(member("b"))
+        await settled()
+        fleet.change("a", leaves=True)
+        await settled()
+        await step(core, fleet, "b", "r1~1", 5, finish_reason=FinishReason.LENGTH)
+        assert charge.used_tokens == 14
+
+    run(scenario, "a")
+
+
+def test_a_charge_ends_with_its_request() -> None:
+    """A map of all requests that ever were would fill the memory of an ingress."""
+
+    async def scenario(fleet: Fleet) -> None:
+        core = FleetCore(fleet.link, fleet.traffic, speculative=False)
+        for number in range(10):
+            token = current_charge.set(admitted())
+            await core.add_request_async(engine_request(f"r{number}", 1))
+            current_charge.reset(token)
+            del token
+        await settled()  # what was still to be sent had been asked for on behalf of the last one
+        assert len(core._charges) == 0
+
+    run(scenario, "a")
