@@ -179,8 +179,9 @@ def _serve(arguments: argparse.Namespace) -> int:
         return _failed(error)
     for model in record.models:
         say(f"serving {model.name} at {model.url}")
+    say(f"the fleet is shown at {record.control_url}/fleet, with the token in {run_record.token_path(path)}")
     _print_status(path)
-    print(_curl(record.models[0]))
+    print(_curl(record.models[0], wants_key=checked.config.endpoint.api_keys is not None))
     if arguments.block:
         try:
             signal.pause()
@@ -299,8 +300,9 @@ def _progress() -> Callable[[str], None]:
     return say
 
 
-def _curl(model: ServedModel) -> str:
+def _curl(model: ServedModel, *, wants_key: bool) -> str:
     messages = [{"role": "user", "content": "Hello"}]
     body = json.dumps({"model": model.name, "messages": messages, "max_tokens": 32, "stream": True})
+    key = '-H "Authorization: Bearer $API_KEY" ' if wants_key else ""
     url = f"{model.url}/v1/chat/completions"
-    return f"\nTry it:\n  curl -N {url} -H 'Content-Type: application/json' \\\n    -d '{body}'"
+    return f"\nTry it:\n  curl -N {url} {key}-H 'Content-Type: application/json' \\\n    -d '{body}'"

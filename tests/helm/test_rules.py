@@ -1,18 +1,14 @@
 """Every alert fires when it must and not otherwise, and tells what to do. Prometheus itself (promtool) plays them."""
 
 import re
-import shlex
 import shutil
 import subprocess
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-
-from deployments.cli import parser
 
 ROOT = Path(__file__).resolve().parents[2]
 RULES = sorted((ROOT / "helm" / "rules").glob("*.yaml"))
@@ -265,21 +261,3 @@ def test_a_runbook_says_what_it_means_where_to_look_and_what_to_do() -> None:
     sections = re.split(r"^## ", RUNBOOKS.read_text(), flags=re.MULTILINE)[1:]
     for section in sections:
         assert re.findall(r"^\*\*(.+?)\*\*", section, re.MULTILINE) == ["What it means.", "Look here.", "Do this."]
-
-
-def commands() -> list[str]:
-    """What the runbooks tell to type, in a line; placeholders are in capitals."""
-    text = RUNBOOKS.read_text()
-    typed = [
-        *re.findall(r"`(archipelago [^`]+)`", text),
-        *re.findall(r"^(archipelago .*?)(?:  .*)?$", text, re.MULTILINE),
-    ]
-    return sorted({" ".join(each.split()) for each in typed})
-
-
-@pytest.mark.parametrize("command", commands())
-def test_a_command_in_the_runbooks_is_one_that_there_is(command: str) -> None:
-    words = shlex.split(command.replace("NUMBER", "17").replace("SHAPE", "tp2"))
-    ends = pytest.raises(SystemExit, match=r"^0$") if "--help" in words else nullcontext()
-    with ends:
-        parser().parse_args(words[1:])
