@@ -11,12 +11,13 @@ from deployments.verification import verify
 
 pytestmark = pytest.mark.engine
 
+# Those that cut in one way only are slow: the other two cut in all of them.
 SHAPES = [
     pytest.param("tiny-llama", "tp2pp2", 2, id="tp2pp2"),
-    pytest.param("tiny-llama", "tp1", 1, id="tp1"),
-    pytest.param("tiny-llama", "tp2", 1, id="tp2"),
-    pytest.param("tiny-llama", "pp2", 1, id="pp2"),
-    pytest.param("tiny-moe", "tp2ep2", 1, id="tp2ep2"),
+    pytest.param("tiny-llama", "tp1", 1, id="tp1", marks=pytest.mark.slow),
+    pytest.param("tiny-llama", "tp2", 1, id="tp2", marks=pytest.mark.slow),
+    pytest.param("tiny-llama", "pp2", 1, id="pp2", marks=pytest.mark.slow),
+    pytest.param("tiny-moe", "tp2ep2", 1, id="tp2ep2", marks=pytest.mark.slow),
     pytest.param("tiny-moe", "tp2ep4dp2", 2, id="tp2ep4dp2"),
 ]
 

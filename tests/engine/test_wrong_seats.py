@@ -17,6 +17,7 @@ pytestmark = pytest.mark.engine
 NAME = "misplaced"  # not named like a replica: the controller would delete what it has no record of
 
 
+@pytest.mark.slow
 def test_two_replicas_share_the_requests(deploy: Callable[..., Any]) -> None:
     deployed = deploy("tiny-llama", {"tp1": 2})
     with httpx.Client() as client, stream(deployed, client) as one, stream(deployed, client) as two:
