@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,17 @@ def ran(capsys: pytest.CaptureFixture[str]) -> Ran:
         return code, output, errors
 
     return run
+
+
+def flags(options: Mapping[str, object]) -> list[str]:
+    """Options of a command line by their names; one that is None is left out."""
+    return [f"--{name.replace('_', '-')}={value}" for name, value in options.items() if value is not None]
+
+
+def even_trace(folder: Path, seconds: int) -> Path:
+    """A trace with a request of 1000 tokens and an answer of 100 every second."""
+    rows = "".join(f"{second},1000,100\n" for second in range(1, seconds))
+    return written(folder / "day.csv", f"arrival_s,input_tokens,output_tokens\n{rows}")
 
 
 def refused(answer: tuple[int, str, str]) -> str:

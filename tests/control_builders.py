@@ -2,7 +2,7 @@
 
 import argparse
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -201,6 +201,17 @@ def raw_client(fleet: MemoryFleet, token: str | None = WRITE) -> httpx.Client:
     """Speaks HTTP with the control API of `fleet`."""
     headers = {} if token is None else {"Authorization": f"Bearer {token}"}
     return httpx.Client(transport=Bridge(fleet), base_url=URL, headers=headers)
+
+
+@pytest.fixture
+def fleet() -> MemoryFleet:
+    return MemoryFleet()
+
+
+@pytest.fixture
+def http(fleet: MemoryFleet) -> Iterator[httpx.Client]:
+    with raw_client(fleet) as client:
+        yield client
 
 
 def control_client(fleet: MemoryFleet, token: str = WRITE) -> ControlClient:

@@ -35,7 +35,7 @@ HOME = Path("/root")
 
 # Runs as process 1 of a machine, before its root directory is the one made here. A tree of bind mounts is a copy of all
 # this machine's mounts; what is mounted on top of it is seen by this machine alone, and gone with its last process.
-BOOT = """
+BOOT = f"""
 set -e
 root=$1; own=$2; name=$3; shift 3
 hostname "$name"
@@ -44,19 +44,19 @@ mount -t proc proc "$root/proc"
 for memory in /run /dev/shm; do mount -t tmpfs tmpfs "$root$memory"; done
 chmod 1777 "$root/dev/shm"
 mkdir "$root/run/sshd"
-for folder in /root /tmp; do mount --bind "$own$folder" "$root$folder"; done
+for folder in {HOME} /tmp; do mount --bind "$own$folder" "$root$folder"; done
 while [ $# -gt 0 ]; do
     [ -e "$root$2" ] || mkdir -p "$root$2"
     mount --bind "$1" "$root$2"
     mount -o remount,bind,ro "$root$2"
     shift 2
 done
-exec chroot "$root" /usr/sbin/sshd -D -f /root/.ssh/sshd_config
+exec chroot "$root" {SSHD} -D -f {HOME}/.ssh/sshd_config
 """
 
-SSHD_CONFIG = """
-HostKey /root/.ssh/host_key
-AuthorizedKeysFile /root/.ssh/authorized_keys
+SSHD_CONFIG = f"""
+HostKey {HOME}/.ssh/host_key
+AuthorizedKeysFile {HOME}/.ssh/authorized_keys
 PermitRootLogin prohibit-password
 StrictModes no
 UsePAM no

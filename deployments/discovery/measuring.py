@@ -1,14 +1,13 @@
 """Measures links of this machine: transfers and all-reduces between processes, with NCCL on GPUs or gloo on the CPU.
 
-The stopwatch is that of `deployments.crossover.probe`. Here each rank is a process of its own on this machine, with one
-GPU, or none; GPU work is waited for.
+Each rank is a process of its own on this machine, with one GPU, or none.
 """
 
 import multiprocessing
 import os
 import queue
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.context import SpawnProcess
 from multiprocessing.queues import Queue
@@ -18,9 +17,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from deployments.crossover.probe import SIZES_BYTES, Prober
 from deployments.discovery.grouping import ALONE, Findings
 from deployments.discovery.machine import DiscoveryError
+from deployments.exchange_times import SMALL_BYTES, Times, exchange_times
 from placement import Link, Links
 from placement.collectives import Group, send_recv
 from placement.collectives.fitting import fit_lines
@@ -28,7 +27,6 @@ from placement.collectives.fitting import fit_lines
 _LARGE_BYTES = (4 * 2**20, 16 * 2**20)
 _LARGE_GPU_BYTES = (64 * 2**20, 256 * 2**20)  # NVLink is not filled by less
 TIMEOUT_S = 300.0
-Times = dict[int, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,7 +144,7 @@ def _end(processes: Sequence[SpawnProcess]) -> None:
 def _run(task: Task, rank: int, store: str, answers: "Queue[tuple[Times, Times] | str]") -> None:
     """One rank, in a process of its own; the first to fail, or rank 0 at the end, gives the answer."""
     try:
-        times = _Rank(task, rank, store).measure_all()
+        times = _times(task, rank, store)
     except Exception as error:  # noqa: BLE001 - torch raises what it likes; the parent must hear of it
         answers.put(f"rank {rank}: {' '.join(str(error).split())[:300]}")
         return
@@ -154,38 +152,14 @@ def _run(task: Task, rank: int, store: str, answers: "Queue[tuple[Times, Times] 
         answers.put(times)
 
 
-class _Rank(Prober):
-    """One rank of many; the transfers are between the first two."""
-
-    def __init__(self, task: Task, rank: int, store: str) -> None:
-        self._rank = rank
-        self._sizes: tuple[int, ...] = (*SIZES_BYTES, *_LARGE_BYTES)
-        torch.set_num_threads(1)
-        if task.gpus:
-            os.environ |= {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": str(task.gpus[rank])}
-            self._sizes += _LARGE_GPU_BYTES
-            torch.set_default_device("cuda:0")
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # all ranks are on this machine
-        self._wait: Callable[[], None] = torch.cuda.synchronize if task.gpus else _nothing
-        backend = "nccl" if task.gpus else "gloo"
-        dist.init_process_group(backend, init_method=f"file://{store}", rank=rank, world_size=task.ranks)
-
-    def measure_all(self) -> tuple[Times, Times]:
-        """Median seconds of one transfer and of one all-reduce, by size in bytes."""
-        send_recv_s = {size: self._median_s(size, self._there_and_back) / 2 for size in self._sizes}
-        return send_recv_s, {size: self._median_s(size, dist.all_reduce) for size in self._sizes}
-
-    def _there_and_back(self, tensor: torch.Tensor) -> None:
-        if self._rank < 2:
-            super()._there_and_back(tensor)
-
-    def _timed_s(self, tensor: torch.Tensor, exchange: Callable[[torch.Tensor], Any]) -> float:
-        def finished(tensor: torch.Tensor) -> None:
-            exchange(tensor)
-            self._wait()
-
-        return super()._timed_s(tensor, finished)
-
-
-def _nothing() -> None:
-    """gloo has finished when its call returns."""
+def _times(task: Task, rank: int, store: str) -> tuple[Times, Times]:
+    torch.set_num_threads(1)
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # all ranks are on this machine
+    if task.gpus:
+        os.environ |= {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": str(task.gpus[rank])}
+        torch.set_default_device("cuda:0")
+    backend = "nccl" if task.gpus else "gloo"
+    dist.init_process_group(backend, init_method=f"file://{store}", rank=rank, world_size=task.ranks)
+    if task.gpus:
+        return exchange_times((*SMALL_BYTES, *_LARGE_BYTES, *_LARGE_GPU_BYTES), torch.cuda.synchronize)
+    return exchange_times((*SMALL_BYTES, *_LARGE_BYTES))

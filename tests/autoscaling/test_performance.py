@@ -132,7 +132,6 @@ class TestAttainment:
         assert 0 < low < 0.9
         assert high < low
 
-    @settings(deadline=None)
     @given(rates=st.tuples(st.floats(0.01, 60), st.floats(0.01, 60)), count=st.integers(1, 4))
     def test_it_never_rises_with_the_rate(self, rates: tuple[float, float], count: int) -> None:
         low, high = (performance().attainment({TP4: count, TP8: 1}, demand(at), slo()) for at in sorted(rates))
@@ -174,7 +173,7 @@ LENGTHS = st.floats(512, 2048)
 
 
 class TestAnswers:
-    @settings(deadline=None, max_examples=25)
+    @settings(max_examples=25)
     @given(tokens_in=LENGTHS, tokens_out=st.floats(128, 512), longer=st.floats(1.0, 1.5), is_input=st.booleans())
     def test_capacity_never_rises_with_lengths(
         self, tokens_in: float, tokens_out: float, longer: float, is_input: bool
@@ -184,7 +183,7 @@ class TestAnswers:
         after = rate(asked=demand(4, tokens_in * factors[0], tokens_out * factors[1]))
         assert after <= before * (1 + NOISE)
 
-    @settings(deadline=None, max_examples=25)
+    @settings(max_examples=25)
     @given(tokens_in=LENGTHS, tokens_out=st.floats(128, 512))
     def test_a_percent_longer_is_a_few_percent_less(self, tokens_in: float, tokens_out: float) -> None:
         before, after = (rate(asked=demand(4, tokens_in * factor, tokens_out * factor)) for factor in (1.0, 1.01))
@@ -200,7 +199,6 @@ class TestAnswers:
         assert capacity(asked=demand(1)) == capacity(asked=demand(100))
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(-5, 5), min_size=1, max_size=5))
 def test_what_is_read_off_is_exact_for_what_is_straight(coordinates: list[float]) -> None:
     corners = around(coordinates)

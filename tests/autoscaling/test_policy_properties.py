@@ -24,7 +24,7 @@ bounds = st.fixed_dictionaries(
         "floor": st.sampled_from([0.0, 0.5]),
     }
 )
-few = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+few = settings(max_examples=12, suppress_health_check=[HealthCheck.too_slow])
 
 
 def play(asked, initial="2 x tp2", blind=lambda at_s: False, **given):

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import pytest
 from autoscaling_builders import TP2, TP4, TP4PP2, TP8, site
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from placement_builders import cluster_of
 
@@ -168,7 +168,6 @@ def fits(counts: Mapping[Shape, int], cluster: Cluster) -> bool:
     return transition({}, counts, gpus=16, times=TIMES, floor=0.0, islands=islands_of(cluster)) is not None
 
 
-@settings(deadline=None)
 @given(before=SMALL, after=SMALL.filter(bool), floor=FLOORS, sizes=st.sampled_from([(8, 8), (4, 8, 4), (16,)]))
 def test_it_foresees_what_the_controller_does(
     before: dict[Shape, int], after: dict[Shape, int], floor: float, sizes: tuple[int, ...]
@@ -194,7 +193,6 @@ def test_it_foresees_what_the_controller_does(
     assert found.most_gpus == seen.gpus_needed
 
 
-@settings(deadline=None)
 @given(before=SMALL, after=SMALL, floor=FLOORS, gpus=st.integers(1, 32))
 def test_a_transition_keeps_its_promises(
     before: dict[Shape, int], after: dict[Shape, int], floor: float, gpus: int

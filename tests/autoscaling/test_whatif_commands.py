@@ -1,46 +1,28 @@
 """`archipelago whatif` as people use it: what it writes, and how it says what is wrong."""
 
-import argparse
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cli_builders import refused
+from cli_builders import Ran, even_trace, flags, no_network, ran, refused
 
-from autoscaling.whatif.commands import add_commands
-
-Ran = Callable[..., tuple[int, str, str]]
+__all__ = ["no_network", "ran"]  # fixtures
 MODEL = "meta-llama/Llama-3.1-70B"
 
 
 @pytest.fixture
-def whatif(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Ran:
+def whatif(ran: Ran, tmp_path: Path) -> Ran:
     """Runs `whatif` over a short trace, with arguments replaced by those given; None leaves one out."""
-    trace = tmp_path / "day.csv"
-    rows = "".join(f"{second},1000,100\n" for second in range(1, 400))
-    trace.write_text(f"arrival_s,input_tokens,output_tokens\n{rows}", encoding="utf-8")
-
-    def run(*argv: object, **options: object) -> tuple[int, str, str]:
-        given = {
-            "trace": trace,
-            "cluster": "1x dgx-h100",
-            "source": MODEL,
-            "ttft": "2s",
-            "shapes": "tp4",
-            "policies": "static",
-            "out": tmp_path / "new" / "report.html",
-        }
-        named = [
-            f"--{name.replace('_', '-')}={value}" for name, value in (given | options).items() if value is not None
-        ]
-        parser = argparse.ArgumentParser()
-        add_commands(parser.add_subparsers(), lambda model: None, lambda: 1_800_000_000.0)
-        arguments = parser.parse_args(["whatif", *named, *map(str, argv)])
-        code = arguments.run(arguments)
-        return code, *capsys.readouterr()
-
-    return run
+    given = {
+        "trace": even_trace(tmp_path, 400),
+        "cluster": "1x dgx-h100",
+        "source": MODEL,
+        "ttft": "2s",
+        "shapes": "tp4",
+        "policies": "static",
+        "out": tmp_path / "new" / "report.html",
+    }
+    return lambda *argv, **options: ran("whatif", *flags(given | options), *argv)
 
 
 def test_a_trace_becomes_a_page_and_json(whatif: Ran, tmp_path: Path) -> None:

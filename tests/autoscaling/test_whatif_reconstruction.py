@@ -15,7 +15,7 @@ from autoscaling.whatif.reconstruction import ENOUGH, demanded, fidelity, recons
 RATES = st.lists(st.floats(0, 3), min_size=1, max_size=30).map(lambda each: np.repeat(each, 5))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(RATES, st.floats(5, 5000), st.floats(2, 500), st.floats(0, 3), st.floats(0.05, 20), st.integers(0, 9))
 def test_requests_and_tokens_are_conserved(
     rates: np.ndarray, prompt: float, answer: float, spread: float, dispersion: float, seed: int

@@ -36,7 +36,7 @@ paths = st.sampled_from([*sorted(OPEN_PATHS), "/v1/messages", "/v1/models", "/he
 parts = st.lists(st.binary(max_size=40), max_size=4)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 @given(
     headers=st.lists(st.tuples(names, values), max_size=5),
     path=paths,

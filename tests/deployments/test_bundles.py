@@ -8,7 +8,7 @@ from deployments.bundles import ENGINE_CORE_CPUS, REPLICA_CPUS, bundles_for
 from deployments.islands import ISLAND_LABEL, NODE_LABEL, RAY_NODE_ID_LABEL, Inventory, inventory
 from placement import Cluster, Layout, Shape, place
 
-quick = settings(max_examples=60, deadline=None, derandomize=True)
+quick = settings(max_examples=60, derandomize=True)
 
 FIRST = {"GPU": 1, "CPU": REPLICA_CPUS}
 OTHER = {"GPU": 1}

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from check_builders import ENVIRON, checked, checked_model, problems
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from deployments import config as config_module
@@ -243,7 +243,6 @@ ENGINES = st.dictionaries(
 )
 
 
-@settings(deadline=None)
 @given(
     source=st.sampled_from(["tiny-llama", "tiny-moe", "bench-100m", "acme/none", "/nowhere"])
     | st.text(min_size=1, max_size=9),

@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from deployments import config as config_module
@@ -305,13 +305,11 @@ def is_config_or_message(text: str) -> bool:
         return bool(error.problems) and all(line and "\n" not in line for line in error.problems)
 
 
-@settings(deadline=None)
 @given(LIKELY | DOCUMENTS)
 def test_any_document_is_a_config_or_a_message(document: object) -> None:
     assert is_config_or_message(yaml.safe_dump(document))
 
 
-@settings(deadline=None)
 @given(st.text(alphabet="abms: -[]{}!&*?|>'\"#%@`,\n\t\x00\x85é0.1", max_size=60))
 def test_any_text_is_a_config_or_a_message(text: str) -> None:
     assert is_config_or_message(text)

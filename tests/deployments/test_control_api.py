@@ -1,26 +1,15 @@
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import pytest
-from control_builders import FIRST_NUMBER, GPUS, MODEL, UNDER_WAY, MemoryFleet, fleet_view, raw_client
+from control_builders import FIRST_NUMBER, GPUS, MODEL, UNDER_WAY, MemoryFleet, fleet, fleet_view, http, raw_client
 
 from deployments.control.gate import MAX_BODY_BYTES
 from deployments.control.wire import MAX_WAIT_S, Problem
 
+__all__ = ["fleet", "http"]  # fixtures
 POOLS = f"/v1/fleet/{MODEL}/pools"
 WHY = {"reason": "more is coming"}
-
-
-@pytest.fixture
-def fleet() -> MemoryFleet:
-    return MemoryFleet()
-
-
-@pytest.fixture
-def http(fleet: MemoryFleet) -> Iterator[httpx.Client]:
-    with raw_client(fleet) as client:
-        yield client
 
 
 def problem(response: httpx.Response, status: int) -> Problem:

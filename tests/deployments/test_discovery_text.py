@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from discovery_builders import MACHINES
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from deployments.discovery.grouping import find_islands
@@ -39,13 +39,11 @@ def machine_or_message(text: str) -> None:
     assert message.startswith("box: ")
 
 
-@settings(deadline=None)
 @given(st.text(alphabet=string.printable + "\x1béГ\u2028"))
 def test_any_text_is_a_machine_or_a_message(text: str) -> None:
     machine_or_message(text)
 
 
-@settings(deadline=None)
 @given(st.lists(st.sampled_from(WORDS + LINES + ["\n"] * 5)).map(" ".join))
 def test_any_words_of_nvidia_smi_are_a_machine_or_a_message(text: str) -> None:
     machine_or_message(text)
@@ -58,7 +56,6 @@ def test_a_recorded_output_cut_anywhere_is_a_machine_or_a_message(path: Path) ->
         machine_or_message(text[:end])
 
 
-@settings(deadline=None)
 @given(st.data())
 def test_a_recorded_output_with_anything_in_it_is_a_machine_or_a_message(data: st.DataObject) -> None:
     start = data.draw(st.integers(0, len(DGX)))
@@ -66,7 +63,6 @@ def test_a_recorded_output_with_anything_in_it_is_a_machine_or_a_message(data: s
     machine_or_message(DGX[:start] + data.draw(st.text(max_size=20)) + DGX[end:])
 
 
-@settings(deadline=None)
 @given(st.integers(1, 8), st.data())
 def test_islands_are_full_meshes_and_cannot_be_joined(gpus: int, data: st.DataObject) -> None:
     links = {(a, b): data.draw(st.sampled_from([0, 0, 4, 12])) for a in range(gpus) for b in range(a + 1, gpus)}

@@ -143,7 +143,7 @@ def clusters(draw: st.DrawFn) -> list[Any]:
     return [*nodes, ray_node("9" * 56, name="z")]
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200, derandomize=True)
 @given(clusters())
 def test_every_selector_matches_exactly_the_node_it_is_for(ray_nodes: list[Any]) -> None:
     where = seen(*ray_nodes)

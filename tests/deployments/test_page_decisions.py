@@ -1,32 +1,21 @@
 """What the autoscaler tells the control API, what people answer there, and what stays of it."""
 
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
 import pytest
-from control_builders import MODEL, READ, MemoryFleet, raw_client
+from control_builders import MODEL, READ, MemoryFleet, fleet, http, raw_client
 from page_builders import entry, held, posted
 
 from deployments.control.decisions import MOST_MODELS, SILENT_S, ApprovalRequest, Board, FreezeRequest, Posted
 from deployments.control.wire import Problem
 
+__all__ = ["fleet", "http"]  # fixtures
 SAID = f"/v1/decisions/{MODEL}"
 ANSWER = f"/v1/approvals/{MODEL}/12"
 AT_S = entry()["at_s"]
 YES = {"is_approved": True, "at_s": AT_S, "why": "it is due"}
-
-
-@pytest.fixture
-def fleet() -> MemoryFleet:
-    return MemoryFleet()
-
-
-@pytest.fixture
-def http(fleet: MemoryFleet) -> Iterator[httpx.Client]:
-    with raw_client(fleet) as client:
-        yield client
 
 
 def refused(response: httpx.Response, status: int) -> str:

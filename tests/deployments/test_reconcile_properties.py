@@ -183,7 +183,7 @@ def check_reached(fleet: Fleet, last: Next) -> None:
     assert not fleet.actual.held
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(clusters, floors, st.data())
 def test_wishes_that_change_at_any_moment(
     islands: list[int | tuple[int, ...]], floor: float, data: st.DataObject
@@ -195,7 +195,7 @@ def test_wishes_that_change_at_any_moment(
     check_reached(fleet, fleet.finish())
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(clusters, floors, st.data())
 def test_faults_at_any_moment(islands: list[int | tuple[int, ...]], floor: float, data: st.DataObject) -> None:
     fleet = make_fleet(islands, floor)
@@ -215,7 +215,7 @@ def test_faults_at_any_moment(islands: list[int | tuple[int, ...]], floor: float
     check_reached(fleet, fleet.finish())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(clusters, pools, pools)
 def test_all_that_fits_is_reached_when_nothing_need_keep_serving(
     islands: list[int | tuple[int, ...]], before: tuple[Pool, ...], after: tuple[Pool, ...]
@@ -229,7 +229,7 @@ def test_all_that_fits_is_reached_when_nothing_need_keep_serving(
     assert bool(blocked) is bool(look(found(), Desired(model=MODELS[0], pools=after), cluster=fleet.whole).blocked)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(clusters, floors, pools, pools)
 def test_a_forecast_is_what_then_happens(
     islands: list[int | tuple[int, ...]], floor: float, before: tuple[Pool, ...], after: tuple[Pool, ...]

@@ -10,7 +10,7 @@ from routing_builders import arrival, arrivals, candidate, candidates
 from deployments.routing import Arrival, Candidate, Choice, Limits, Refusal, admit, choose
 from deployments.routing.admission import MAX_RETRY_S
 
-quick = settings(max_examples=200, deadline=None, derandomize=True)
+quick = settings(max_examples=200, derandomize=True)
 LIMITS = Limits(max_queued_requests=100, max_ttft_s=4.0, batch_share=0.5)
 
 

@@ -12,7 +12,7 @@ from routing_builders import SimulatedReplica, arrival, arrivals, candidate, can
 from deployments.routing import Arrival, Candidate, choose
 from deployments.routing.choosing import DECODE_WEIGHT, TIE_SHARE
 
-quick = settings(max_examples=200, deadline=None, derandomize=True)
+quick = settings(max_examples=200, derandomize=True)
 
 
 def chosen(request: Arrival, replicas: list[Candidate], cached: dict[str, int] | None = None, spread: str = "i") -> Any:

@@ -7,7 +7,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from deployments.routing import PrefixIndex, block_hashes
 
-quick = settings(max_examples=200, deadline=None, derandomize=True)
+quick = settings(max_examples=200, derandomize=True)
 PLENTY = 10**9
 
 
@@ -109,7 +109,7 @@ class Fleet(RuleBasedStateMachine):
 
 
 TestFleet = Fleet.TestCase
-TestFleet.settings = settings(max_examples=60, stateful_step_count=30, deadline=None, derandomize=True)
+TestFleet.settings = settings(max_examples=60, stateful_step_count=30, derandomize=True)
 
 
 @quick

@@ -169,7 +169,7 @@ def test_a_split_group_is_named_with_its_data_parallel_rank() -> None:
     ]
 
 
-quick = settings(max_examples=60, deadline=None, derandomize=True)
+quick = settings(max_examples=60, derandomize=True)
 SHAPES = st.sampled_from(["tp1", "tp2", "pp3", "tp2pp2", "tp4", "dp2tp2", "dp2tp2pp2"])
 
 

@@ -4,7 +4,7 @@ import struct
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from deployments.peer import Batch, Frames
@@ -45,7 +45,6 @@ def read(data: bytes, messages: int = 1) -> list[Frames]:
 
 
 @given(st.lists(frames, min_size=1, max_size=4))
-@settings(deadline=None)
 def test_messages_arrive_as_they_were_sent_one_behind_the_other(messages: list[Frames]) -> None:
     assert read(b"".join(map(pack, messages)), len(messages)) == messages
 
@@ -61,7 +60,6 @@ def test_a_renewal_is_four_bytes() -> None:
 
 
 @given(frames.filter(bool), st.data())
-@settings(deadline=None)
 def test_a_message_that_breaks_off_is_no_message(message: Frames, data: st.DataObject) -> None:
     whole = pack(message)
     cut = data.draw(st.integers(0, len(whole) - 1))

@@ -259,7 +259,7 @@ families = [
 ]
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=300, derandomize=True)
 @given(st.sampled_from(families), st.data())
 def test_a_changed_config_is_read_or_refused_and_all_its_sizes_are_finite(
     config: dict[str, Any], data: st.DataObject

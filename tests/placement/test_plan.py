@@ -166,7 +166,7 @@ def test_the_order_of_nodes_changes_nothing() -> None:
 # --- how the answer moves with the question --------------------------------------------------------------------------
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(rate=st.floats(0.1, 60), more=st.floats(1, 5), tpot_ms=st.sampled_from(FIRST_LIMITS_MS))
 def test_more_requests_never_need_fewer_gpus(rate: float, more: float, tpot_ms: float | None) -> None:
     few = plan(model(), cluster(), requests(requests_per_s=rate), slo(tpot_ms=tpot_ms))
@@ -175,7 +175,7 @@ def test_more_requests_never_need_fewer_gpus(rate: float, more: float, tpot_ms: 
         assert best(few).gpus <= many.best.gpus
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     rate=st.floats(0.5, 30),
     tpot_ms=st.floats(15, 100),
@@ -258,7 +258,7 @@ def test_the_package_exports_what_a_plan_needs() -> None:
     assert imported == "[]"
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     name=st.sampled_from([LLAMA_70B, DEEPSEEK_V3, "meta-llama/Llama-3.1-8B", "openai/gpt-oss-120b"]),
     machine=st.sampled_from(["dgx-h100", "dgx-a100", "dgx-h200"]),

@@ -42,14 +42,13 @@ def test_a_prediction_at_its_limit_keeps_it_every_second_time() -> None:
     assert chance(0, 0) == pytest.approx(1)
 
 
-@settings(deadline=None)
 @given(ttft=EXCESSES, tpot=EXCESSES, less=st.floats(0, 1), spread=SPREADS)
 def test_what_is_faster_is_surer(ttft: float, tpot: float, less: float, spread: Spread) -> None:
     assert chance(ttft * less, tpot, spread) >= chance(ttft, tpot, spread)
     assert chance(ttft, tpot * less, spread) >= chance(ttft, tpot, spread)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 99), tpot=st.floats(0.02, 0.4), ttft=st.floats(0.02, 0.4))
 def test_the_spread_gives_back_how_often_limits_are_kept(seed: int, tpot: float, ttft: float) -> None:
     """Of times that are off as a spread says, limits of 10 and 30 % more are kept as often as the chance says."""
@@ -123,7 +122,7 @@ def test_without_a_rate_a_replica_is_not_filled_to_its_limit() -> None:
     assert chosen.chance > 0.8
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(tpot_ms=st.floats(15, 60), looser=st.floats(1, 2), rate=st.floats(0.5, 20))
 def test_a_looser_slo_or_a_lower_rate_never_costs_more_chances_counted(
     tpot_ms: float, looser: float, rate: float

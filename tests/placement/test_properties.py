@@ -25,7 +25,7 @@ from placement import (
 
 Taken = frozenset[tuple[str, int]]
 
-quick = settings(max_examples=60, deadline=None, derandomize=True)
+quick = settings(max_examples=60, derandomize=True)
 
 clusters = st.lists(st.lists(st.integers(1, 5), min_size=1, max_size=4).map(tuple), min_size=1, max_size=4).map(
     lambda islands: cluster_of(*islands)

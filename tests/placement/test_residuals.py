@@ -89,7 +89,7 @@ def test_what_is_written_is_read_again() -> None:
     assert write(again) == write(found)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.lists(st.floats(-20, 20), min_size=24, max_size=24))
 def test_no_correction_learns_from_a_point_absurdly_far_off(logarithms: list[float]) -> None:
     rows = unmeasured()

@@ -57,7 +57,6 @@ decodes = st.floats(1, 1024)
 # --- one step --------------------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None)
 @given(of=cases, count=decodes, tokens=st.floats(0, 16384))
 def test_parts_are_not_negative_and_sum_to_the_step(of: tuple[str, str], count: float, tokens: float) -> None:
     found = one_step(*of, count, tokens)
@@ -69,7 +68,6 @@ def test_parts_are_not_negative_and_sum_to_the_step(of: tuple[str, str], count: 
     )
 
 
-@settings(deadline=None)
 @given(of=cases, count=decodes, more=st.floats(1.01, 8), tokens=st.floats(0, 8192))
 def test_more_requests_or_prompt_tokens_never_shorten_a_step(
     of: tuple[str, str], count: float, more: float, tokens: float
@@ -182,7 +180,6 @@ def test_stages_answer_more_requests_but_not_more_per_gpu() -> None:
     assert one < two <= 2 * one * 1.02
 
 
-@settings(deadline=None)
 @given(of=cases, count=st.floats(1, ROOM), more=st.floats(1, 4))
 def test_more_running_requests_give_more_and_slower_tokens(of: tuple[str, str], count: float, more: float) -> None:
     few, many = (
@@ -196,7 +193,6 @@ def test_more_running_requests_give_more_and_slower_tokens(of: tuple[str, str], 
     assert many.prompt_busy >= few.prompt_busy * (1 - 1e-9)
 
 
-@settings(deadline=None)
 @given(of=cases, count=st.floats(1, 4 * ROOM))
 def test_clients_either_run_or_wait_for_room(of: tuple[str, str], count: float) -> None:
     found = clients(*of, count)
@@ -210,7 +206,7 @@ def test_clients_either_run_or_wait_for_room(of: tuple[str, str], count: float) 
         assert found.requests_per_s == full.requests_per_s
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(of=cases, share=st.floats(0.01, 0.95), more=st.floats(1, 1.05))
 def test_a_higher_rate_answers_later(of: tuple[str, str], share: float, more: float) -> None:
     most = capacity(*of)
@@ -237,7 +233,6 @@ def test_running_requests_follow_littles_law(name: str, shape: str) -> None:
     assert float(found.running[0]) == pytest.approx(wanted * stay_s, rel=0.1)
 
 
-@settings(deadline=None)
 @given(of=cases, tokens=st.floats(1, 60_000), more=st.floats(1, 3))
 def test_a_longer_prompt_is_read_longer(of: tuple[str, str], tokens: float, more: float) -> None:
     short, long = (prompt_alone_s(*case(*of), demand(tokens_in=size)) for size in (tokens, tokens * more))

@@ -168,7 +168,7 @@ class TestSchedules:
 
 
 class TestEveryRun:
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     @given(
         seed=st.integers(0, 10**6),
         count=st.integers(2, 80),
@@ -194,7 +194,7 @@ class TestEveryRun:
         assert tails.attainment == pytest.approx(1 - too_long)
         assert tails == simulate(*arguments, **limits), "the same again"
 
-    @settings(max_examples=30, deadline=None)
+    @settings(max_examples=30)
     @given(seed=st.integers(0, 10**6), stages=st.sampled_from([1, 4]), room=st.sampled_from([4000.0, 1e6]))
     def test_jumping_over_steps_changes_nothing(self, seed: int, stages: int, room: float) -> None:
         jumping, walking = (self._run(seed, stages, room, slice_s) for slice_s in (math.inf, 0.003))

@@ -1,36 +1,21 @@
 """`archipelago simulate` as people use it: what it writes, and how it says what is wrong."""
 
-import argparse
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cli_builders import refused
+from cli_builders import Ran, even_trace, flags, no_network, ran, refused
 
-from autoscaling.simulation.commands import add_commands
-
-Ran = Callable[..., tuple[int, str, str]]
+__all__ = ["no_network", "ran"]  # fixtures
 MODEL = "meta-llama/Llama-3.1-70B"
 
 
 @pytest.fixture
-def simulated(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Ran:
+def simulated(ran: Ran, tmp_path: Path) -> Ran:
     """Runs `simulate` with what is needed, replaced or added to by the arguments."""
-    trace = tmp_path / "day.csv"
-    rows = "".join(f"{second},1000,100\n" for second in range(1, 200))
-    trace.write_text(f"arrival_s,input_tokens,output_tokens\n{rows}", encoding="utf-8")
-
-    def run(*argv: object, **options: object) -> tuple[int, str, str]:
-        given = {"trace": trace, "cluster": "1x dgx-h100", "model": MODEL, "policy": "static", "ttft": "2s"}
-        named = [f"--{name.replace('_', '-')}={value}" for name, value in (given | options).items()]
-        parser = argparse.ArgumentParser()
-        add_commands(parser.add_subparsers(), lambda model: None)
-        arguments = parser.parse_args(["simulate", *named, *map(str, argv)])
-        code = arguments.run(arguments)
-        return code, *capsys.readouterr()
-
-    return run
+    given = {"cluster": "1x dgx-h100", "model": MODEL, "policy": "static", "ttft": "2s"}
+    given["trace"] = str(even_trace(tmp_path, 200))
+    return lambda *argv, **options: ran("simulate", *flags(given | options), *argv)
 
 
 def test_the_result_is_written_and_told(simulated: Ran, tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def _replica(seed: int, stages: int) -> tuple[Replica, list[float]]:
     return replica, poisson_arrivals(20, COUNT, generator).tolist()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 10**6), stages=st.sampled_from([1, 4]))
 def test_looking_changes_nothing_and_shows_what_has_ended(seed: int, stages: int) -> None:
     blind, arrivals_s = _replica(seed, stages)
@@ -54,7 +54,7 @@ def test_looking_changes_nothing_and_shows_what_has_ended(seed: int, stages: int
     assert looking.requests.first_s == pytest.approx(blind.requests.first_s)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 10**6), stages=st.sampled_from([1, 4]), at_s=st.floats(0.0, 3.0))
 def test_what_is_given_up_is_all_that_has_not_ended(seed: int, stages: int, at_s: float) -> None:
     replica, arrivals_s = _replica(seed, stages)

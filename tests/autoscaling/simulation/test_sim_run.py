@@ -49,7 +49,7 @@ class TestEveryRequest:
         assert result.ttft_s.p99 == pytest.approx(0.001)
         assert result.tpot_s.p99 == pytest.approx(0.010)
 
-    @settings(max_examples=25, deadline=None)
+    @settings(max_examples=25)
     @given(
         seed=st.integers(0, 10**6),
         room=st.sampled_from([1500.0, 1e6]),

@@ -165,7 +165,7 @@ class TestServeGen:
 
 
 class TestScaling:
-    @settings(max_examples=20, deadline=None)
+    @settings(max_examples=20)
     @given(share=st.floats(0.05, 1), seed=st.integers(0, 100))
     def test_thinning_keeps_requests_whole_and_time_as_it_is(self, share: float, seed: int) -> None:
         thin = thinned(_trace(), share, np.random.default_rng(seed))
@@ -173,7 +173,7 @@ class TestScaling:
         assert thin.arrivals_s == pytest.approx(thin.input_tokens / 10)
         assert [int(name) for name in thin.sessions] == thin.input_tokens.tolist()
 
-    @settings(max_examples=20, deadline=None)
+    @settings(max_examples=20)
     @given(times=st.floats(1, 4), seed=st.integers(0, 100))
     def test_superposing_adds_requests_in_the_same_time(self, times: float, seed: int) -> None:
         more = superposed(_trace(), times, np.random.default_rng(seed))

@@ -12,7 +12,7 @@ REQUESTS = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(
     asked=REQUESTS,
     stages=st.integers(1, 4),
