@@ -207,10 +207,15 @@ def _terms(settings: Settings, directory: Path) -> Terms:
 def _control(settings: Settings, connect: Connect) -> FleetClient:
     if settings.control is None:
         return connect()
-    token = os.environ.get(settings.control.token_env)
-    if not token:
-        raise SettingsError([f"control.token_env: ${settings.control.token_env} is not set; give it the token"])
+    token = _secret(settings.control.token_env, field="control.token_env", what="token")
     return FleetClient(settings.control.url, token, tls=_authorities(settings.control.ca))
+
+
+def _secret(variable: str, *, field: str, what: str) -> str:
+    value = os.environ.get(variable)
+    if not value:
+        raise SettingsError([f"{field}: ${variable} is not set; give it the {what}"])
+    return value
 
 
 def _authorities(path: str | None) -> ssl.SSLContext | None:
@@ -223,12 +228,15 @@ def _authorities(path: str | None) -> ssl.SSLContext | None:
 
 
 def _prometheus(settings: PrometheusSettings) -> Prometheus:
-    token = os.environ.get(settings.token_env) if settings.token_env else None
-    if settings.token_env and not token:
-        raise SettingsError([f"prometheus.token_env: ${settings.token_env} is not set; give it the token"])
+    token, password = settings.token_env, settings.password_env
     try:
         return Prometheus(
-            settings.url, token=token, ca_file=Path(settings.ca) if settings.ca else None, timeout_s=settings.timeout_s
+            settings.url,
+            token=None if token is None else _secret(token, field="prometheus.token_env", what="token"),
+            user=settings.user,
+            password="" if password is None else _secret(password, field="prometheus.password_env", what="password"),
+            ca_file=Path(settings.ca) if settings.ca else None,
+            timeout_s=settings.timeout_s,
         )
     except ValueError as error:
         raise SettingsError([f"prometheus: {error}"]) from error

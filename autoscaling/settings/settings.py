@@ -33,11 +33,21 @@ class PrometheusSettings(Section):
     token_env: str | None = Field(
         default=None, description="Environment variable with a bearer token. Default: none is sent."
     )
+    user: str | None = Field(default=None, min_length=1, description="Name for basic authentication, not a token.")
+    password_env: str | None = Field(default=None, description="Environment variable with the password of user.")
     ca: str | None = Field(
         default=None, description="PEM file with the authorities that may vouch for it. Default: those of the system."
     )
     timeout_s: Positive = Field(default=5.0, description="Longest wait for an answer; a slower one counts as blind.")
     scrape_interval_s: Positive = Field(default=15.0, description="How often it scrapes; what is older is stale.")
+
+    @model_validator(mode="after")
+    def _says_once_who_asks(self) -> Self:
+        if (self.user is None) != (self.password_env is None):
+            raise ValueError("give user and password_env together")
+        if self.user is not None and self.token_env is not None:
+            raise ValueError("give token_env, or user and password_env, not both")
+        return self
 
 
 class ControlSettings(Section):

@@ -58,6 +58,8 @@ def add_commands(commands: Any, find_config: FindConfig, now: Callable[[], float
     command.add_argument("--since", metavar="T", default="24h", help="how far back: 90min, 24h, 14d (default 24h)")
     command.add_argument("--scrape-interval", metavar="T", default="15s", help="of that Prometheus (default 15s)")
     command.add_argument("--token-file", metavar="FILE", type=Path, help="a file with that Prometheus's bearer token")
+    command.add_argument("--user", metavar="NAME", help="for basic authentication instead of a token")
+    command.add_argument("--password-file", metavar="FILE", type=Path, help="a file with the password of --user")
     command.add_argument("--ca-file", metavar="FILE", type=Path, help="certificate authorities to trust for it")
     command.add_argument("--prefix-hits", metavar="S", help="share of prompt tokens found in cache (default: measured)")
     _add_scenario(command)
@@ -147,12 +149,19 @@ def _name(arguments: argparse.Namespace) -> str:
 
 
 def _past(arguments: argparse.Namespace, now_s: float) -> Past:
+    if (arguments.user is None) != (arguments.password_file is None):
+        raise InputError("--user and --password-file: give both or neither.")
+    token = _secret(arguments.token_file, option="--token-file")
+    password = _secret(arguments.password_file, option="--password-file")
     try:
-        token = arguments.token_file.read_text(encoding="utf-8").strip() if arguments.token_file else None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--token-file: {arguments.token_file} cannot be read ({error}).") from error
-    try:
-        prometheus = Prometheus(arguments.prometheus, token=token, ca_file=arguments.ca_file, timeout_s=_PATIENCE_S)
+        prometheus = Prometheus(
+            arguments.prometheus,
+            token=token,
+            user=arguments.user,
+            password=password or "",
+            ca_file=arguments.ca_file,
+            timeout_s=_PATIENCE_S,
+        )
     except ValueError as error:
         raise InputError(f"--prometheus: {error}") from error
     with prometheus:
@@ -164,6 +173,13 @@ def _past(arguments: argparse.Namespace, now_s: float) -> Past:
             since_s=_long(arguments.since),
             scrape_interval_s=seconds(arguments.scrape_interval, field="--scrape-interval", unit="s"),
         )
+
+
+def _secret(path: Path | None, *, option: str) -> str | None:
+    try:
+        return None if path is None else path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{option}: {path} cannot be read ({error}).") from error
 
 
 def _long(text: str) -> float:

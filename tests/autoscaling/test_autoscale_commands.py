@@ -170,6 +170,10 @@ def test_what_is_missing_to_start_is_told(run: Run, tmp_path: Path) -> None:
         run("autoscale", "my.yaml")[2]
         == "archipelago: control.token_env: $NO_SUCH_TOKEN is not set; give it the token\n"
     )
+    (tmp_path / "my.yaml").write_text(least + "prometheus: {user: reader, password_env: NO_SUCH_PASSWORD}\n")
+    assert (
+        "prometheus.password_env: $NO_SUCH_PASSWORD is not set; give it the password" in run("autoscale", "my.yaml")[2]
+    )
 
 
 def test_once_with_nobody_there_says_so_and_ends(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

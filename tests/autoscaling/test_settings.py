@@ -125,6 +125,17 @@ def test_a_percentile_is_read_as_people_write_it(text: object) -> None:
             "prometheus.url: 'http://me:secret@prometheus' is not accepted; "
             "give http:// or https://, a host, and nothing of a user or a query",
         ),
+        (
+            "prometheus",
+            {"user": "reader"},
+            "prometheus: {'user': 'reader'} is not accepted; give user and password_env together",
+        ),
+        (
+            "prometheus",
+            {"user": "reader", "password_env": "P", "token_env": "T"},
+            "prometheus: {'password_env': 'P', 'token_env': 'T', 'user': 'reader'} is not accepted; "
+            "give token_env, or user and password_env, not both",
+        ),
         ("control.url", ..., "control.url: missing; give address of the control API, such as http://127.0.0.1:8001"),
         ("models.0.model", ..., "models[0].model: missing; give the name that clients ask for"),
         ("models.0.slo", {}, "models[0].slo: {} is not accepted; give ttft, tpot or both"),

@@ -65,6 +65,7 @@ def test_where_nothing_says_what_ran_the_start_is_told(whatif: Ran, tmp_path: Pa
         ({"trace": None, "prometheus": "http://127.0.0.1:9", "since": "a while"}, "--since: 'a while'"),
         ({"trace": None, "prometheus": "http://127.0.0.1:9", "since": "15d"}, "from 15 minutes to 14 days"),
         ({"trace": None, "prometheus": "http://127.0.0.1:9", "token_file": "/nowhere"}, "--token-file: /nowhere"),
+        ({"trace": None, "prometheus": "http://127.0.0.1:9", "user": "me"}, "--user and --password-file: give both"),
     ],
 )
 def test_what_is_wrong_is_told_in_one_line(whatif: Ran, options: dict[str, object], message: str) -> None:
