@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from deployments.peer import LEASE_S, RENEW_S, Frames
+from deployments.peer import LEASE_S, MOST_SILENT_RENEWALS, RENEW_S, Frames
 from deployments.wire import greeted, pack, read_message, unpack_batch
 
 # What an ingress may leave unread before it counts as gone: minutes of steps, long before memory runs short.
@@ -29,10 +29,11 @@ class Engine(Protocol):
         """Drop every request of an ingress."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Connection:
     writer: asyncio.StreamWriter
     task: asyncio.Task[Any]
+    silent_renewals: int = 0
 
 
 class IngressServer:
@@ -79,8 +80,8 @@ class IngressServer:
             await self._end_connection_of(ingress)
             self._connections[ingress] = connection
             async with asyncio.TaskGroup() as both:
-                both.create_task(self._give_signs_of_life(writer))
-                both.create_task(self._take(ingress, reader, writer))
+                both.create_task(self._renew(connection))
+                both.create_task(self._take(ingress, reader, connection))
         except* (OSError, EOFError, TimeoutError) as errors:
             log.info("ingress %s has gone: %r", ingress or "(unknown)", errors.exceptions[0])
         finally:
@@ -95,20 +96,22 @@ class IngressServer:
             earlier.task.cancel()
             await asyncio.wait([earlier.task])
 
-    async def _take(self, ingress: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _take(self, ingress: str, reader: asyncio.StreamReader, connection: _Connection) -> None:
         while True:
-            async with asyncio.timeout(LEASE_S):
-                batch = unpack_batch(await read_message(reader))
+            batch = unpack_batch(await read_message(reader))
+            connection.silent_renewals = 0
             if batch.requests:
-                writer.write(pack([]))  # they are here, so if this process dies it may be of them
+                connection.writer.write(pack([]))  # they are here, so if this process dies it may be of them
             for frames in batch.requests:
                 await self._engine.submit(ingress, frames)
             if batch.aborts:
                 await self._engine.abort(batch.aborts)
 
-    async def _give_signs_of_life(self, writer: asyncio.StreamWriter) -> None:
-        while True:
-            if writer.transport.get_write_buffer_size() > MAX_UNREAD_BYTES:
+    async def _renew(self, connection: _Connection) -> None:
+        while connection.silent_renewals <= MOST_SILENT_RENEWALS:
+            if connection.writer.transport.get_write_buffer_size() > MAX_UNREAD_BYTES:
                 raise ConnectionError(f"it has left {MAX_UNREAD_BYTES} bytes unread")
-            writer.write(pack([]))
+            connection.writer.write(pack([]))
             await asyncio.sleep(RENEW_S)
+            connection.silent_renewals += 1
+        raise TimeoutError(f"nothing heard for {LEASE_S:g} s")

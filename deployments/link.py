@@ -159,6 +159,8 @@ class FleetLink:
 
     async def next_event(self) -> Step | Failed:
         """Wait for the next step of any replica, or the end of a request that could not go on."""
+        if not self._events.empty():
+            await asyncio.sleep(0)  # else a backlog of steps would keep all that arrives and goes out waiting
         return await self._events.get()
 
     # --- for the fleet ---
@@ -179,7 +181,7 @@ class FleetLink:
             if name in self._peers:
                 self._peers[name].member = member
             else:
-                self._peers[name] = Peer(member, self._ingress, self._dial, self, self.now)
+                self._peers[name] = Peer(member, self._ingress, self._dial, self)
         for peer in gone:
             self.lost(peer)
         for peer in self._peers.values():

@@ -48,6 +48,10 @@ class ClockLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         return self._clock.now_s
 
+    def stall(self, length_s: float) -> None:
+        """Time passes in which this process does nothing."""
+        self._clock.now_s += length_s
+
 
 def play(scenario: Callable[[], Awaitable[None]]) -> None:
     """Run a scenario on a clock of its own, on which `asyncio.sleep` takes no time."""

@@ -247,6 +247,21 @@ def test_a_silent_ingress_is_dropped_when_its_lease_has_passed_and_not_before() 
     play(scenario, TcpClockLoop)
 
 
+def test_a_replica_that_was_stopped_does_not_blame_its_ingresses() -> None:
+    async def scenario(replica: Replica) -> None:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, ClockLoop)
+        async with replica.dial("i1") as connection:
+            connection.send(batch("r1"))
+            await asyncio.sleep(RENEW_S)
+            connection.send(Batch())
+            loop.stall(3 * LEASE_S)
+            await asyncio.sleep(RENEW_S)
+            await replica.told(("submit", "i1", [b"r1"]))
+
+    play(scenario, TcpClockLoop)
+
+
 def test_a_stranger_who_says_nothing_does_not_stay() -> None:
     async def scenario(replica: Replica) -> None:
         async with raw(replica.member) as (reader, _):

@@ -1,3 +1,4 @@
+import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -55,6 +56,28 @@ def test_steps_of_all_replicas_arrive_in_the_order_of_each() -> None:
             ]
 
     run(scenario, "a", "b")
+
+
+def test_a_backlog_of_steps_does_not_keep_others_waiting() -> None:
+    async def scenario(fleet: Fleet) -> None:
+        for index in range(10):
+            fleet["a"].say(b"%d" % index)
+        await settled()
+        turns = 0
+
+        async def another() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0)
+
+        task = asyncio.create_task(another())
+        for _ in range(10):
+            await fleet.link.next_event()
+        task.cancel()
+        assert turns >= 10
+
+    run(scenario, "a")
 
 
 def test_requests_go_where_the_fewest_tokens_are_outstanding() -> None:

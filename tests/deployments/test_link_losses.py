@@ -1,7 +1,7 @@
 import asyncio
 
 import pytest
-from link_builders import BACK_S, Fleet, batch, member, passed, request, run, settled
+from link_builders import BACK_S, ClockLoop, Fleet, batch, member, passed, request, run, settled
 
 from deployments.link import Failed, NoReplicaReadyError
 from deployments.peer import LEASE_S, RECONNECT_S, RENEW_S
@@ -91,6 +91,20 @@ def test_a_replica_that_falls_silent_is_given_up_when_the_lease_has_passed() -> 
         assert len(fleet["a"].dialled) == 1
         await passed(RECONNECT_S)
         assert len(fleet["a"].dialled) == 2
+
+    run(scenario, "a")
+
+
+def test_an_ingress_that_was_stopped_does_not_blame_its_replicas() -> None:
+    async def scenario(fleet: Fleet) -> None:
+        fleet.link.submit(request("r1"))
+        await settled()
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, ClockLoop)
+        loop.stall(3 * LEASE_S)
+        await passed(2 * RENEW_S)
+        assert len(fleet["a"].dialled) == 1
+        assert fleet["a"].batches == [batch("r1")]
 
     run(scenario, "a")
 
