@@ -29,7 +29,9 @@ from deployments.simulated_gpus import SIMULATED_GPUS_ENV
 
 CLUSTER_ID_ENV = "ARCHIPELAGO_CLUSTER"
 OBJECT_STORE_BYTES = 100 * 2**20  # nothing large travels through Ray's object store
-SIMULATED_CPUS = 8  # per node, for Serve's own actors; real cores are shared by all simulated nodes anyway
+# CPUs that Ray counts on a simulated node, where real cores are shared by all: none must wait for one.
+SIMULATED_CPUS = 8  # for the ingresses and for Serve's own actors
+SIMULATED_CPUS_PER_GPU = 2  # one for the replica and one for EngineCore, where each has a single GPU
 HEAD_IP = "127.0.0.2"
 NODE_START_TIMEOUT_S = 120
 TOKEN_FILE = "auth_token"
@@ -150,7 +152,7 @@ def _simulated_environ(environ: Mapping[str, str], *, slots: int) -> dict[str, s
 def _simulated_node(index: int, gpus: int) -> list[str]:
     return [
         f"--node-ip-address=127.0.0.{index + 2}",
-        f"--num-cpus={SIMULATED_CPUS}",
+        f"--num-cpus={SIMULATED_CPUS + SIMULATED_CPUS_PER_GPU * gpus}",
         f"--num-gpus={gpus}",
         f"--labels={ISLAND_LABEL}=island-{index},{NODE_LABEL}=node-{index}",
         f"--object-store-memory={OBJECT_STORE_BYTES}",
