@@ -29,6 +29,8 @@ from placement import Layout, ModelSpec
 LOGGING = LoggingConfig(enable_access_log=False)
 STEP_MARGIN_S = 5.0
 _OUR_NAME = re.compile(r".+--(ingress|[a-z0-9]+--[0-9]+)")  # FleetPlan.ingress_name, reconcile.reconciler._starts
+# Serve's words for a replica that fits on no node now (ray/serve/_private/deployment_state.py:5676).
+_NO_ROOM = re.compile(r"Resources required for each replica: (?P<needs>.+?), total resources available:")
 REPLICA_ID_PREFIX = "SERVE_REPLICA::"  # ray/serve/_private/common.py, ReplicaID
 
 
@@ -167,6 +169,12 @@ def cause_of(overview: ApplicationStatusOverview) -> str:
     lines = text.strip().splitlines()
     starts = [i for i, line in enumerate(lines) if line and not line[0].isspace() and ": " in line]
     return "\n".join(lines[starts[-1] :]) if starts else text
+
+
+def waits_for(overview: ApplicationStatusOverview) -> str:
+    """Why an application does not even begin to start; empty where it does."""
+    found = _NO_ROOM.search(" ".join(deployment.message for deployment in overview.deployments.values()))
+    return f"no node has {found['needs']} free for it" if found else ""
 
 
 def is_running(overview: ApplicationStatusOverview | None) -> bool:

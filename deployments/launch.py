@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import ray
 from ray.exceptions import RayError
+from ray.serve.schema import ApplicationStatusOverview
 
 from deployments import fleet, local_cluster, run_record
 from deployments.access.checking import absolute, tls_of
@@ -141,14 +142,21 @@ def _remove(models: Sequence[str]) -> None:
             fleet.stop_serve()
 
 
-def status(record_path: Path) -> list[tuple[ServedModel, dict[str, ReplicaReport | str]]] | None:
-    """Ask every replica of the running deployment where it is, model by model; None when nothing is running."""
+def status(record_path: Path) -> list[tuple[ServedModel, dict[str, ReplicaReport | str] | None]] | None:
+    """Ask every replica of the running deployment where it is, model by model; None when nothing is running.
+
+    A model that was removed since has None.
+    """
     record = run_record.read(record_path)
     if record is None or not run_record.is_alive(record):
         return None
     with connected(record.ray_address, record.cluster):
         controller: Controller = ray.get_actor(CONTROLLER, namespace=NAMESPACE)
-        return [(model, fleet.reports(ray.get(controller.names.remote(model.name)))) for model in record.models]
+        served = ray.get(controller.models.remote())
+        return [
+            (model, fleet.reports(ray.get(controller.names.remote(model.name))) if model.name in served else None)
+            for model in record.models
+        ]
 
 
 def is_serving(url: str) -> bool:
@@ -222,8 +230,14 @@ def _deploy(wanted: Sequence[ModelRecord], controller: Controller, say: Say) -> 
             if overview is not None and fleet.has_failed(overview):
                 raise LaunchError(f"{plan.ingress_name} did not start: {fleet.cause_of(overview)}")
         if time.monotonic() > deadline_s:
-            late = ", ".join(plan.model for plan in waiting)
+            late = ", ".join(_late(plan, applications) for plan in waiting)
             raise LaunchError(f"not ready after limits.start_timeout_s = {timeout_s:g} s: {late}")
+
+
+def _late(plan: FleetPlan, applications: Mapping[str, ApplicationStatusOverview]) -> str:
+    overview = applications.get(plan.ingress_name)
+    why = "" if overview is None else fleet.waits_for(overview)
+    return f"{plan.model} ({why})" if why else plan.model
 
 
 def _is_ready(plan: FleetPlan, controller: Controller) -> bool:

@@ -6,7 +6,8 @@ from typing import Any
 
 from deployment_builders import report_of
 from placement_builders import cluster_of
-from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview
+from ray.serve._private.common import DeploymentStatus, DeploymentStatusTrigger
+from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, DeploymentStatusOverview
 from reconcile_builders import pools_of
 
 from deployments import fleet
@@ -56,9 +57,11 @@ def model_record(pools: str, model: str = MODEL, *, limits: Mapping[str, Any] | 
     return ModelRecord(**fields | changes)
 
 
-def application(status: ApplicationStatus, *, message: str = "", kind: str = REPLICA_DEPLOYMENT) -> Any:
-    deployments: Any = {kind: None} if not message else {}
-    return ApplicationStatusOverview(status, message, 0.0, deployments)
+def application(
+    status: ApplicationStatus, *, message: str = "", kind: str = REPLICA_DEPLOYMENT
+) -> ApplicationStatusOverview:
+    deployment = DeploymentStatusOverview(DeploymentStatus.UPDATING, DeploymentStatusTrigger.UNSPECIFIED, {}, message)
+    return ApplicationStatusOverview(status, message, 0.0, {kind: deployment})
 
 
 @dataclass(slots=True, kw_only=True)

@@ -110,7 +110,9 @@ def _phase(record: ReplicaRecord, world: World) -> tuple[Phase, str]:
         return Phase.DRAINING, ""
     if record.intent is Intent.MOVE:
         return Phase.MOVING, ""
-    return (Phase.SERVING if record.name in world.reports else Phase.STARTING), ""
+    if record.name in world.reports:
+        return Phase.SERVING, ""
+    return Phase.STARTING, fleet.waits_for(overview)
 
 
 def is_gone(record: ReplicaRecord, world: World) -> bool:

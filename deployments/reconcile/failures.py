@@ -64,7 +64,7 @@ def _cause(one: ReplicaState, now_s: float, limits: Limits) -> str:
     if one.phase is Phase.FAILED:
         return one.cause or "no cause is known"
     if one.phase is Phase.STARTING and now_s - one.since_s >= limits.start_timeout_s:
-        return f"not ready after start_timeout_s = {limits.start_timeout_s:g}"
+        return f"not ready after start_timeout_s = {limits.start_timeout_s:g}" + (f": {one.cause}" if one.cause else "")
     return ""
 
 

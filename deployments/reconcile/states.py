@@ -32,7 +32,7 @@ class Way(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaState:
-    """One replica as it is found. `since_s` is when it entered its phase; `cause` says why a start failed."""
+    """One replica as it is found. `since_s` is when it entered its phase; `cause` says why a start failed, or waits."""
 
     name: str
     model: str

@@ -1,11 +1,13 @@
 """What a replica is, for every combination of what was decided, what Serve says and whether it has answered."""
 
+import inspect
 from itertools import product
 
 import pytest
 from controller_builders import MODEL, application
 from deployment_builders import layout_of, report_of
 from placement_builders import cluster_of
+from ray.serve._private import deployment_state
 from ray.serve.schema import ApplicationStatus
 
 from deployments.controller.observing import World, is_gone, state_of
@@ -61,6 +63,16 @@ def test_the_phase_of_a_replica(intent: Intent, status: ApplicationStatus | None
 )
 def test_a_failure_has_its_cause(status: ApplicationStatus | None, cause: str) -> None:
     assert state_of(RECORD, world(status, is_answering=False)).cause == cause
+
+
+def test_a_replica_that_no_node_has_room_for_says_what_it_waits_for() -> None:
+    needs = '[{"GPU": 1.0, "CPU": 1.0}]'
+    phrase = "Resources required for each replica: {required}, "
+    assert phrase in inspect.getsource(deployment_state)  # Serve's words, which another version may change
+    message = f"It has 1 replicas. {phrase.format(required=needs)}total resources available: {{}}. Use `ray status`."
+    deploying = application(ApplicationStatus.DEPLOYING, message=message)
+    state = state_of(RECORD, World(applications={NAME: deploying}))
+    assert (state.phase, state.cause) == (Phase.STARTING, f"no node has {needs} free for it")
 
 
 @pytest.mark.parametrize(
