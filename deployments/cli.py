@@ -1,6 +1,7 @@
 """The command line `archipelago`. Each command prints what it does and ends with 0, or with one clear error and 1."""
 
 import argparse
+import errno
 import importlib.metadata
 import importlib.util
 import json
@@ -23,6 +24,7 @@ from deployments import run_record
 from deployments.access.commands import add_key_commands
 from deployments.access.tls import TlsError, control_context
 from deployments.check import Checked, check, port_is_free
+from deployments.cli_parser import root_parser
 from deployments.config import Config, load_config, parse_config
 from deployments.config_messages import ConfigError, about, reference, refused
 from deployments.control.client import ControlClient, ControlError
@@ -32,20 +34,6 @@ from deployments.model_source import download_config, find_config
 from deployments.run_record import RunRecordError, ServedModel, record_path
 from loadtests import bench_commands, load_command
 from placement import cli as planning
-
-EPILOG = """\
-examples:
-  archipelago serve                               a tiny model on a simulated cluster of this machine
-  archipelago serve --model Qwen/Qwen3-0.6B       the same cluster, another model
-  archipelago serve my.yaml --block               as configured; stay in the foreground
-  archipelago check my.yaml                       find every mistake without starting anything
-  archipelago check --fields                      every field of a configuration file
-  archipelago repartition tiny-llama tp2          cut what is served anew, without losing a request
-  archipelago plan deepseek-ai/DeepSeek-V3 --cluster '4x dgx-h200' --rate 20/s --tpot 40ms
-                                                  how to cut a model, how many replicas, and why
-  archipelago scaling meta-llama/Llama-3.1-70B --cluster '4x dgx-h100' --html scaling.html
-                                                  what more GPUs bring, and where it turns worse
-"""
 
 CONTROL_URL_ENV = "ARCHIPELAGO_CONTROL_URL"
 CONTROL_TOKEN_ENV = "ARCHIPELAGO_CONTROL_TOKEN"
@@ -66,17 +54,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         # `| head` has read enough; Python would complain once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        return _failed(f"the output cannot be written: {error.strerror}")
     return 1
 
 
 def parser() -> argparse.ArgumentParser:
     """The commands and their options."""
-    root = argparse.ArgumentParser(
-        prog="archipelago",
-        description="Serve large language models that are cut over several GPUs, on Ray and vLLM.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    root = root_parser()
     commands = root.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     serve = commands.add_parser("serve", help="start serving a model; returns when it answers")
@@ -207,7 +194,10 @@ def _print_status(path: Path) -> bool:
     if answer is None:
         print("archipelago: nothing is served from this directory; start with `archipelago serve`", file=sys.stderr)
         return False
-    shown = [print_status(model, reports, is_serving=launch.is_serving(model.url)) for model, reports in answer]
+    for model in (model for model, reports in answer if reports is None):
+        print(f"{model.name} was removed, and is not served any more; `archipelago events {model.name}` says why")
+    served = [(model, reports) for model, reports in answer if reports is not None]
+    shown = [print_status(model, reports, is_serving=launch.is_serving(model.url)) for model, reports in served]
     return all(shown)
 
 

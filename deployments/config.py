@@ -14,7 +14,7 @@ from pydantic import Field, JsonValue, ValidationError, field_validator
 from deployments.access.fields import EdgeLimitsConfig, TlsConfig
 from deployments.config_messages import ConfigError, problems_of, shown
 from deployments.config_section import Section
-from deployments.telemetry.fields import TelemetryConfig
+from deployments.telemetry.fields import SloConfig, TelemetryConfig
 from deployments.yaml_reading import YamlError, read_yaml
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@/+-]*")
@@ -92,6 +92,9 @@ class ModelConfig(Section):
     )
     simulated: SimulatedEngineConfig | None = Field(
         default=None, description="Simulate the engine instead of running the model. Default: the model runs."
+    )
+    slo: SloConfig | None = Field(
+        default=None, description="What its clients are promised. Default: what `telemetry` says for all models."
     )
 
     @field_validator("name")

@@ -135,7 +135,7 @@ def fleet_plan(config: Config, checked: CheckedModel) -> FleetPlan:
             max_queued_requests=config.limits.max_queued_requests, max_ttft_s=config.limits.max_ttft_s
         ),
         access=access_of(config),
-        telemetry=config.telemetry,
+        telemetry=config.telemetry.promising(model.slo),
         simulated=model.simulated,
         spec=checked.spec if model.simulated else None,
     )

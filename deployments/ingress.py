@@ -18,7 +18,7 @@ from http import HTTPStatus
 from typing import Any
 
 import ray
-from prometheus_client import REGISTRY, make_asgi_app
+from prometheus_client import REGISTRY, CollectorRegistry, make_asgi_app
 from ray.exceptions import RayError
 
 from deployments.access.listening import BACKLOG, guarded, serve
@@ -26,6 +26,7 @@ from deployments.access.settings import Access
 from deployments.link import FleetLink
 from deployments.membership import Membership
 from deployments.metrics.ingress_series import IngressSeries
+from deployments.metrics.key_series import KeySeries
 from deployments.metrics.plain_text import plain_text
 from deployments.routing import Arrival, Limits, Refusal
 from deployments.telemetry.fields import TelemetryConfig
@@ -127,7 +128,8 @@ class Gate:
 
     def _why_closed(self) -> str:
         if self._link.membership.is_closing:
-            return "The server is being stopped and takes no new requests."
+            what = "model is being removed" if self._link.membership.is_going else "server is being stopped"
+            return f"The {what} and takes no new requests."
         planned = self._link.membership.planned_replicas
         return f"The model is not ready yet: 0 of {planned} replicas are up. Try again in {RETRY_AFTER_S} s."
 
@@ -181,13 +183,17 @@ class Ingress:
         access = plan.access
         gate = Gate(await openai_app(plan.serve_args, self._link, traffic), self._link)
         watched = Observed(gate, watch(plan.model, plan.telemetry, self._link.asked, name), _generates)
-        app = guarded(watched, access)
+        app, admission = guarded(watched, access)
         REGISTRY.register(IngressSeries(plan.model, self._link, traffic, plan.telemetry))  # where vLLM's series are
+        # Clients may read those at the endpoint, and have no business with one another: keys are told elsewhere only.
+        told = CollectorRegistry(auto_describe=True)
+        told.register(REGISTRY)
+        told.register(KeySeries(plan.model, self._link.asked.by_key, admission))
         metrics_listener = listening_socket(access.metrics_host, 0, is_shared=False)
         self._metrics_address = reachable_address(metrics_listener, ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
         self._is_informed = asyncio.Event()
         self._tasks = [
-            asyncio.create_task(serve(plain_text(make_asgi_app(REGISTRY)), [metrics_listener], access.limits)),
+            asyncio.create_task(serve(plain_text(make_asgi_app(told)), [metrics_listener], access.limits)),
             asyncio.create_task(self._follow_membership()),
         ]
         # Another ingress may be serving at this port: no connection shall come here before there is anything behind.

@@ -1,7 +1,8 @@
 """What the running Ray cluster has: its GPUs by island and node, as the planner's Cluster.
 
 A Ray node is one island, part of an island (its nodes then carry the same ``archipelago.io/island`` label), or the
-whole of a machine when nobody labelled it.
+whole of a machine when nobody labelled it. Several Ray nodes are one machine where ``archipelago.io/machine`` says so
+or, without that label, where they have one address: GPUs of different islands then reach each other over PCIe.
 """
 
 from collections import Counter
@@ -13,6 +14,7 @@ from placement import Cluster, Gpu, Node
 
 ISLAND_LABEL = "archipelago.io/island"
 NODE_LABEL = "archipelago.io/node"
+MACHINE_LABEL = "archipelago.io/machine"
 RAY_NODE_ID_LABEL = "ray.io/node-id"
 ACCELERATOR_LABEL = "ray.io/accelerator-type"
 
@@ -48,6 +50,7 @@ def inventory(ray_nodes: Iterable[Mapping[str, Any]], gpu_memory_bytes: Mapping[
     """
     with_gpus = [node for node in ray_nodes if node["Alive"] and int(node["Resources"].get("GPU", 0)) > 0]
     uses = Counter(map(_name, with_gpus))
+    at_address = Counter(node["NodeManagerAddress"] for node in with_gpus)
     nodes, selectors, ids = [], {}, {}
     for ray_node in with_gpus:
         labels, node_id, name = ray_node["Labels"], ray_node["NodeID"], _name(ray_node)
@@ -55,7 +58,9 @@ def inventory(ray_nodes: Iterable[Mapping[str, Any]], gpu_memory_bytes: Mapping[
             name = f"{name}#{node_id[:8]}"
         gpu = Gpu(name=labels.get(ACCELERATOR_LABEL, "GPU"), memory_bytes=gpu_memory_bytes[node_id])
         gpus = int(ray_node["Resources"]["GPU"])
-        nodes.append(Node(name=name, island=labels.get(ISLAND_LABEL) or name, gpus=gpus, gpu=gpu))
+        address = ray_node["NodeManagerAddress"]
+        machine = labels.get(MACHINE_LABEL) or (address if at_address[address] > 1 else "")
+        nodes.append(Node(name=name, island=labels.get(ISLAND_LABEL) or name, gpus=gpus, gpu=gpu, machine=machine))
         selectors[name] = _selector(ray_node, with_gpus)
         ids[name] = node_id
     if not nodes:

@@ -293,8 +293,8 @@ class FleetLink:
         while True:
             await asyncio.sleep(RENEW_S)
             now_s = self.now()
-            for stream in [stream for stream in self._held.values() if stream.give_up_at_s < now_s]:
-                self._fail(stream, "held-too-long", f"no replica could take it within {self._membership.hold_s:g} s")
+            for stream in [one for one in self._held.values() if self._membership.is_going or one.give_up_at_s < now_s]:
+                self._fail(stream, "held-too-long", self._membership.why_lost)
 
 
 def _is_at(member: Member | None, known: Member) -> bool:

@@ -34,7 +34,8 @@ class Membership:
 
     ``hold_s`` is how long a request that has begun waits for a replica when it has lost its own. New requests wait as
     long only while ``holds_new``, during an announced stall; otherwise they are refused at once. ``is_closing``: no new
-    requests at all. ``planned_replicas`` counts those that are starting as well.
+    requests at all. ``is_going``: no replica will come any more, so nothing waits for one. ``planned_replicas`` counts
+    those that are starting as well.
     """
 
     version: int = 0
@@ -43,6 +44,12 @@ class Membership:
     hold_s: float = 120.0
     holds_new: bool = False
     is_closing: bool = False
+    is_going: bool = False
+
+    @property
+    def why_lost(self) -> str:
+        """Why a request is given up that has waited for a replica in vain."""
+        return "the model is being removed" if self.is_going else f"no replica could take it within {self.hold_s:g} s"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -73,13 +73,14 @@ class Echo:
 
 
 @contextlib.contextmanager
-def served(app: Any, access: Access) -> Iterator[int]:
-    """Serve an application in another thread, as an ingress does; gives the port."""
+def served(app: Any, access: Access, *, is_endpoint: bool = True) -> Iterator[int]:
+    """Serve an application in another thread, as an ingress does, or as the fleet controller does; gives the port."""
     listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
     loop = asyncio.new_event_loop()
 
     async def main() -> None:
-        await serve(guarded(app, access), [listener], access.limits, access.tls)
+        inner = guarded(app, access)[0] if is_endpoint else app
+        await serve(inner, [listener], access.limits, access.tls)
 
     task = loop.create_task(main())
 

@@ -26,13 +26,16 @@ class Controller:
         self.serve = serve
         self.told: list[str] = []
         self.crashes = 0
+        self.unfinished = 0  # requests that the ingresses tell of
         self.begin()
 
     def begin(self) -> None:
         """A new process: all that it knows is what was stored."""
         self.events = EventLog(capacity=10_000, first_number=1, now=lambda: datetime.now(UTC))
         observer: Any = self.serve
-        self.reconciler = Reconciler(Store(), observer, self.events, "secret", now=lambda: self.serve.now_s)
+        self.reconciler = Reconciler(
+            Store(), observer, self.events, "secret", lambda model: self.unfinished, now=lambda: self.serve.now_s
+        )
         self.store = self.reconciler.store
 
     def turn(self) -> bool:

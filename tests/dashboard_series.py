@@ -1,8 +1,13 @@
 """What the system exports at two moments, written by the collectors that a running system has: to try queries on."""
 
+from collections import Counter
+from http import HTTPStatus
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
 
+from access_builders import Echo, Hands, key_file, made_key
 from control_builders import UNDER_WAY, fleet_view
 from link_builders import Fleet, member, passed, request, run, settled
 from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
@@ -15,10 +20,15 @@ from autoscaling.capacity.corrections import Correction
 from autoscaling.decision import Decision, Expected
 from autoscaling.ledger.entries import Entry, Figures, Outcome
 from autoscaling.live.exported import Metrics
+from deployments.access.admission import Admission
+from deployments.access.keyring import Keyring
+from deployments.access.quotas import Quotas
 from deployments.control.wire import ClusterView, NodeView, Overview, Transitions
 from deployments.membership import UNKNOWN_SPEED
+from deployments.metrics.counting import Asked, KeyUse
 from deployments.metrics.fleet_series import exposition
 from deployments.metrics.ingress_series import IngressSeries
+from deployments.metrics.key_series import KeySeries
 from placement import Shape
 
 MODEL = "acme/tiny"
@@ -54,6 +64,22 @@ def of_an_ingress() -> tuple[str, str]:
         texts.append(generate_latest(registry).decode())
 
     run(scenario, "a")
+    before, after = texts
+    return before, after
+
+
+def of_its_keys() -> tuple[str, str]:
+    """Before and after: a key with quotas is used up to them, and somebody tries without a key."""
+    registry, asked = CollectorRegistry(), Asked()
+    alices = made_key("alice", requests_per_minute=60, tokens_per_minute=6000)[1]
+    with TemporaryDirectory() as folder:
+        keyring = Keyring(key_file(Path(folder) / "keys", alices), now_s=Hands())
+        admission = Admission(Echo(), keyring, Quotas(Hands()))
+        registry.register(KeySeries(MODEL, asked.by_key, admission))
+        texts = [generate_latest(registry).decode()]
+    asked.by_key["alice"] = KeyUse(Counter(answered=5, refused=1), input_tokens=60, output_tokens=40)
+    admission.refused.update({("alice", HTTPStatus.TOO_MANY_REQUESTS): 3, ("", HTTPStatus.UNAUTHORIZED): 2})
+    texts.append(generate_latest(registry).decode())
     before, after = texts
     return before, after
 

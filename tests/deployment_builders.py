@@ -7,7 +7,7 @@ from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from deployments.islands import ISLAND_LABEL, NODE_LABEL, RAY_NODE_ID_LABEL
+from deployments.islands import ISLAND_LABEL, MACHINE_LABEL, NODE_LABEL, RAY_NODE_ID_LABEL
 from deployments.replica import ReplicaReport
 from deployments.verification import Found, Whereabouts
 from placement import Cluster, Layout, Shape, place
@@ -20,16 +20,19 @@ def ray_node(
     *,
     gpus: float = 2,
     name: str = "10.0.0.1",
+    address: str = "",
     alive: bool = True,
     island: str = "",
     node: str = "",
+    machine: str = "",
     **labels: str,
 ) -> dict[str, Any]:
-    """One entry of `ray.nodes()`; `labels` are labels that are not ours."""
-    ours = {ISLAND_LABEL: island, NODE_LABEL: node}
+    """One entry of `ray.nodes()`, at an address of its own; `labels` are labels that are not ours."""
+    ours = {ISLAND_LABEL: island, NODE_LABEL: node, MACHINE_LABEL: machine}
     return {
         "NodeID": node_id,
         "NodeName": name,
+        "NodeManagerAddress": address or f"address of {node_id}",
         "Alive": alive,
         "Resources": {"CPU": 8.0} | ({"GPU": float(gpus)} if gpus else {}),
         "Labels": {RAY_NODE_ID_LABEL: node_id} | {label: value for label, value in ours.items() if value} | labels,

@@ -43,8 +43,8 @@ class Ingress:
             write=self.lines.append,
             tracer=tracer,
         )
-        app = Observed(Gate(self._answer, fleet.link), watch, lambda scope: scope["path"] in GENERATING_PATHS)
-        self.client = httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://fleet")
+        self.app = Observed(Gate(self._answer, fleet.link), watch, lambda scope: scope["path"] in GENERATING_PATHS)
+        self.client = httpx.AsyncClient(transport=httpx.ASGITransport(app=self.app), base_url="http://fleet")
 
     @property
     def line(self) -> dict[str, Any]:

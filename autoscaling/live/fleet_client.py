@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from http import HTTPStatus
-from types import TracebackType
 from typing import Any, Self, TypeVar
 from urllib.parse import quote
 
@@ -88,6 +87,7 @@ class _NodeView(_View):
     draining: bool
     gpu: str | None = None
     gpu_memory_bytes: int | None = None
+    machine: str | None = None
 
 
 class _ClusterView(_View):
@@ -166,9 +166,7 @@ class FleetClient:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._http.close()
 
     def overview(self) -> Overview:
@@ -290,7 +288,7 @@ def _own(node: _NodeView) -> Node:
             "the model."
         )
     gpu = Gpu(name=node.gpu, memory_bytes=node.gpu_memory_bytes)
-    return Node(name=node.name, island=node.island, gpus=node.gpus, gpu=gpu)
+    return Node(name=node.name, island=node.island, gpus=node.gpus, gpu=gpu, machine=node.machine or "")
 
 
 def _pools(replicas: Mapping[str, int]) -> Pools:

@@ -35,6 +35,11 @@ class Admission:
         self._quotas = quotas
         self.refused: Counter[tuple[str, HTTPStatus]] = Counter()
 
+    @property
+    def users(self) -> tuple[KeyRecord, ...]:
+        """The keys that may use the endpoint now. May be called from any thread."""
+        return tuple(key for key in self._keyring.records if key.role == "use")
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on, or refuse."""
         if scope["type"] == "lifespan" or (scope["type"] == "http" and _is_open(scope)):

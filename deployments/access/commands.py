@@ -43,7 +43,7 @@ def add_key_commands(commands: Any, state_dir: Callable[[], Path]) -> None:
     )
     actions = keys.add_subparsers(title="commands", required=True, metavar="COMMAND")
     add = actions.add_parser("add", help="make a key; it is printed once and stored nowhere")
-    add.add_argument("name", metavar="NAME", help="whose it is; appears in logs")
+    add.add_argument("name", metavar="NAME", help="whose it is; appears in logs and metrics")
     add.add_argument("--role", choices=get_args(Role), default="use", help="what it is for (default: use the endpoint)")
     for unit in ("requests", "tokens"):
         add.add_argument(f"--{unit}-per-minute", type=int, metavar="N", help=f"at most so many {unit}, at each ingress")

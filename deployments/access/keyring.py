@@ -55,6 +55,12 @@ class Keyring:
             return Unknown(why="unknown" if shown else "missing")
         return Unknown(why="expired") if record.is_expired(self._utc()) else record
 
+    @property
+    def records(self) -> tuple[KeyRecord, ...]:
+        """All keys of the file. May be called from any thread."""
+        self._look()
+        return tuple(self._keys.values())
+
     def _look(self) -> None:
         now_s = self._now_s()
         if now_s - self._looked_at_s < LOOK_EVERY_S:

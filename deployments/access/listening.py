@@ -29,12 +29,16 @@ FILES_FOR_OTHERS = 512  # what a process has open beside its connections
 log = logging.getLogger("ray.serve")
 
 
-def guarded(app: AsgiApp, access: Access) -> AsgiApp:
-    """`app` for those who have a key, where keys are asked for, and within the limits. Raises `KeyFileError`."""
-    if access.keys is not None:
-        read_keys(Path(access.keys))  # nobody could get in
-        app = Admission(app, Keyring(Path(access.keys), now_s=time.monotonic), Quotas(time.monotonic))
-    return Bounds(app, access.limits)
+def guarded(app: AsgiApp, access: Access) -> tuple[AsgiApp, Admission | None]:
+    """`app` for those who have a key, where keys are asked for, and within the limits; and who asks for the keys.
+
+    Raises `KeyFileError`.
+    """
+    if access.keys is None:
+        return Bounds(app, access.limits), None
+    read_keys(Path(access.keys))  # nobody could get in
+    admission = Admission(app, Keyring(Path(access.keys), now_s=time.monotonic), Quotas(time.monotonic))
+    return Bounds(admission, access.limits), admission
 
 
 async def serve(app: Any, listeners: list[socket.socket], limits: EdgeLimits, tls: Tls | None = None) -> None:

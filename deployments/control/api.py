@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from fastapi.security import HTTPBearer
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from deployments.control import decision_routes
 from deployments.control.contract import Fleet, FleetUnavailableError
@@ -96,6 +97,7 @@ def control_app(fleet: Fleet, verify: Verifier) -> FastAPI:
         _metrics,
         response_class=Response,
         dependencies=_TOKEN,
+        responses=_PROBLEMS,
         summary="What Prometheus reads of the fleets",
     )
     app.add_exception_handler(HTTPException, _http_problem)
@@ -112,11 +114,11 @@ def _fleet(request: Request) -> Any:
 
 Controller = Annotated[Fleet, Depends(_fleet)]
 _TOKEN = (Depends(HTTPBearer(auto_error=False)),)  # for OpenAPI: the gate has checked the token already
-_router = APIRouter(
-    prefix="/v1",
-    dependencies=_TOKEN,
-    responses={"4XX": {"model": Problem, "description": "What is wrong, in a sentence", "content": {MEDIA_TYPE: {}}}},
-)
+_PROBLEMS: dict[int | str, dict[str, Any]] = {
+    status: {"model": Problem, "description": "What is wrong, in a sentence", "content": {MEDIA_TYPE: {}}}
+    for status in ("4XX", "5XX")
+}
+_router = APIRouter(prefix="/v1", dependencies=_TOKEN, responses=_PROBLEMS)
 
 
 @_router.get("/fleet", summary="The cluster and all fleets")
@@ -208,12 +210,19 @@ async def _healthz() -> Response:
 
 async def _http_problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    sentence = error.detail
+    sentence, headers = error.detail, error.headers
     if error.status_code in {HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED}:
         sentence = f"{request.method} {request.url.path}: there is no such route; /openapi.json has all."
+        headers = _allowed(request) if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED else headers
     elif error.status_code == HTTPStatus.BAD_REQUEST:  # FastAPI's, of a body that it could not decode
         sentence = "body: not JSON in UTF-8, or nested too deeply; give a JSON mapping."
-    return problem(error.status_code, sentence, error.headers)
+    return problem(error.status_code, sentence, headers)
+
+
+def _allowed(request: Request) -> dict[str, str]:
+    """Every method of the path, as RFC 9110, 10.2.1 has it; Starlette names those of one of its routes."""
+    here = (route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE)
+    return {"Allow": ", ".join(sorted({method for route in here for method in route.methods}))}
 
 
 async def _invalid(request: Request, error: Exception) -> Response:

@@ -1,4 +1,4 @@
-"""The commands `archipelago fleet`, `repartition`, `scale`, `events` and `audit`, all over the control API."""
+"""The commands `archipelago fleet`, `repartition`, `scale`, `remove`, `events` and `audit`, over the control API."""
 
 import argparse
 import sys
@@ -45,6 +45,13 @@ examples:
   archipelago scale my-model tp2=3                three replicas of tp2; pools that are not named stay as they are
   archipelago scale my-model tp2=0 tp4=2          no replica of tp2, two of tp4
 """
+REMOVE_EXAMPLES = """\
+examples:
+  archipelago remove my-model --dry-run           what would be drained and stopped
+  archipelago remove my-model --reason 'replaced by my-model-2' --drain-timeout 60
+New requests are refused at once. Those that run may finish; what still runs after the drain timeout ends with an error.
+Ends with 0 when nothing is left of the model. Other models go on; `archipelago serve` brings this one back.
+"""
 EVENTS_EXAMPLES = """\
 examples:
   archipelago events                              what happened lately
@@ -89,6 +96,11 @@ def add_fleet_commands(commands: Any, connect: Connect) -> None:
     scale.add_argument("pools", nargs="+", metavar="SHAPE=N", help="a shape and its number of replicas: tp2=3")
     _add_change(scale)
 
+    remove = add("remove", "serve a model no longer, and free its GPUs", REMOVE_EXAMPLES, _remove)
+    remove.add_argument("model", metavar="MODEL")
+    remove.set_defaults(way=None, floor=None, max_stall=None)
+    _add_asking(remove)
+
     events = add("events", "show what happened to the fleets", EVENTS_EXAMPLES, _events)
     events.add_argument("model", nargs="?", metavar="MODEL", help="only of this model")
     events.add_argument("--follow", action="store_true", help="go on until Ctrl-C")
@@ -101,6 +113,13 @@ def _add_change(command: argparse.ArgumentParser) -> None:
     command.add_argument("--way", choices=get_args(Way), help="how to get there (default: the best the limits allow)")
     command.add_argument("--floor", metavar="F", help="share of the capacity that keeps serving: 0.5, 50%%")
     command.add_argument("--max-stall", metavar="S", help="longest time a stream may stand still: 2, 500ms")
+    _add_asking(command)
+
+
+def _add_asking(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--drain-timeout", metavar="S", help="how long a replica that goes may finish requests (default: as configured)"
+    )
     command.add_argument("--reason", metavar="TEXT", default=REASON, help="why, for the events and the audit log")
     command.add_argument("--dry-run", action="store_true", help="show the steps and change nothing")
     command.add_argument("--yes", action="store_true", help="do not ask before it begins")
@@ -170,11 +189,16 @@ def _scale(arguments: argparse.Namespace, client: ControlClient) -> int:
     return _change(arguments, client, now, {**now.desired_pools, **wanted})
 
 
+def _remove(arguments: argparse.Namespace, client: ControlClient) -> int:
+    return _change(arguments, client, client.fleet(arguments.model), {})
+
+
 def _change(arguments: argparse.Namespace, client: ControlClient, now: FleetView, pools: Mapping[str, int]) -> int:
     """Show what a change would do, ask, ask for it, and follow it to its end."""
     limits = Limits(
         floor=None if arguments.floor is None else fraction(arguments.floor, field="--floor"),
         max_stall_s=_seconds(arguments.max_stall, "--max-stall"),
+        drain_timeout_s=_seconds(arguments.drain_timeout, "--drain-timeout"),
     )
     # With the version that was looked at: whoever says yes says it to this forecast.
     target = PoolsTarget(pools=pools, reason=arguments.reason, way=arguments.way, limits=limits, if_version=now.version)
@@ -182,17 +206,18 @@ def _change(arguments: argparse.Namespace, client: ControlClient, now: FleetView
     _print(_json({"preview": preview}) if arguments.json else forecast_shown(now.model, target.pools, preview))
     if preview.forecast.infeasible is not None or arguments.dry_run:
         return 0 if preview.forecast.infeasible is None else 1
-    if preview.changed and not arguments.yes and not _agreed(arguments, target):
+    if preview.changed and not arguments.yes and not _agreed(arguments, target, now):
         return 1
     newest = client.events(model=now.model).newest
     return _followed(arguments, client, now.model, target, client.set_pools(now.model, target), newest)
 
 
-def _agreed(arguments: argparse.Namespace, target: PoolsTarget) -> bool:
+def _agreed(arguments: argparse.Namespace, target: PoolsTarget, now: FleetView) -> bool:
     if arguments.json or not sys.stdin.isatty():
         raise ControlError("There is nobody to ask; give --yes to begin, or --dry-run to see only this.")
     if not target.pools:
-        _print(plain("This stops every replica and deletes the model."))
+        running = sum(replica.unfinished_requests for replica in now.replicas)
+        _print(plain(f"This stops every replica and deletes the model. New requests are refused; {running} run now."))
     return _console().input("Go ahead? [y/N] ").strip().lower() in {"y", "yes"}
 
 

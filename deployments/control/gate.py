@@ -3,6 +3,7 @@
 The gate stands before the application, so a route that does not exist is as closed as one that does.
 """
 
+import asyncio
 import hmac
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from deployments.control.problems import problem
 from deployments.page import shell
 
 MAX_BODY_BYTES = 64 * 1024
+BODY_TIMEOUT_S = 60.0  # as at the endpoint; the server bounds the rest of a request (`access.connections`)
 OPEN_PATHS = frozenset({"/healthz", "/openapi.json"}) | shell.PATHS  # the page holds no data
 _READING = frozenset({"GET", "HEAD"})
 _REALM = 'Bearer realm="archipelago"'
@@ -54,7 +56,7 @@ def _digest(token: str) -> bytes:
 
 
 class Gate:
-    """Lets requests with a good token and a body of at most `MAX_BODY_BYTES` through to `app`."""
+    """Lets requests with a good token and a body of at most `MAX_BODY_BYTES`, in `BODY_TIMEOUT_S`, through to `app`."""
 
     def __init__(self, app: ASGIApp, verify: Verifier) -> None:
         self._app = app
@@ -100,13 +102,22 @@ def _is_too_long(headers: Headers) -> bool:
 
 
 def _bounded(receive: Receive) -> Receive:
-    """A body may come in chunks without its length being announced."""
-    received_bytes = 0
+    """A body may come in chunks without its length being announced, and each of them late."""
+    loop = asyncio.get_running_loop()
+    received_bytes, is_complete, until_s = 0, False, loop.time() + BODY_TIMEOUT_S
 
     async def bounded() -> Message:
-        nonlocal received_bytes
-        message = await receive()
+        nonlocal received_bytes, is_complete
+        if is_complete:  # what comes now is the end of the client, which may be hours away
+            return await receive()
+        try:
+            async with asyncio.timeout_at(until_s):
+                message = await receive()
+        except TimeoutError as error:
+            late = f"body: not complete after {BODY_TIMEOUT_S:g} s; send it at once."
+            raise HTTPException(HTTPStatus.REQUEST_TIMEOUT, late) from error
         received_bytes += len(message.get("body", b""))
+        is_complete = not message.get("more_body", False)
         if received_bytes > MAX_BODY_BYTES:
             raise HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, _TOO_LONG)
         return message

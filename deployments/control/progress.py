@@ -41,14 +41,14 @@ def follow(
     say: Callable[[EventPage], None],
     sleep: Callable[[float], None],
 ) -> Outcome:
-    """Say what happens to a model after event number `after`, until it is not being repartitioned any more.
+    """Say what happens to a model after event number `after`, until it is not being repartitioned any more, or is gone.
 
     Raises `ControlError` where the control API is away for more than a minute.
     """
     bad_news = ""
     while True:
         view = patiently(lambda: _fleet(client, model), sleep)
-        is_over = view is None or view.repartition is None
+        is_over = view is None or _has_ended(view, pools)
         # Read after the fleet, so that what ended it is among these.
         page = patiently(lambda: client.events(after, model=model, wait_s=0.0 if is_over else WAIT_S), sleep)  # noqa: B023
         say(page)
@@ -77,6 +77,12 @@ def _fleet(client: Reader, model: str) -> FleetView | None:
         if error.problem is not None and error.problem.known_models is not None:
             return None  # it is deleted
         raise
+
+
+def _has_ended(view: FleetView, pools: Pools) -> bool:
+    """A model that is removed is there until nothing is left of it, its ingress too."""
+    is_going = not pools and not view.desired_pools
+    return view.repartition is None and not is_going
 
 
 def _outcome(model: str, view: FleetView | None, pools: Pools, bad_news: str) -> Outcome:

@@ -28,7 +28,8 @@ def admit(target: PoolsTarget, current: FleetView) -> Refusal | bool:
     """Whether `target` would change the fleet, or why it is not taken.
 
     A target whose pools are wanted already is no change, even with an old version: the sender may only be repeating a
-    request whose answer was lost. Way and limits say how to get there, so they alone are no change either.
+    request whose answer was lost. Way and limits say how to get there, so they alone are no change either. A model may
+    be removed at any time: what is under way ends with it.
     """
     if target.pools == current.desired_pools:
         return False
@@ -39,7 +40,7 @@ def admit(target: PoolsTarget, current: FleetView) -> Refusal | bool:
             f"{current.version}, with {named(current.desired_pools)}. Read the fleet and decide again.",
             current=current,
         )
-    if current.repartition is not None:
+    if current.repartition is not None and target.pools:
         return Refusal(
             kind="busy",
             sentence=f"pools: {named(target.pools)} is not accepted while {current.model} is repartitioned to "

@@ -103,6 +103,7 @@ class NodeView(Wire):
     gpu: str | None = Field(default=None, description="The kind of its GPUs, as Ray labels it; null where it does not.")
     gpu_memory_bytes: NonNegativeInt | None = Field(default=None, description="Of one GPU.")
     draining: bool = Field(default=False, description="It will go; nothing new starts there.")
+    machine: str | None = Field(default=None, description="Which nodes of one machine share; null: it is one itself.")
 
 
 class ClusterView(Wire):

@@ -55,10 +55,11 @@ class FleetController:
         self._events = events
         self._settings = settings
         self._store = Store()
-        self._reconciler = Reconciler(self._store, Observer(settings.gpu_memory_bytes), events, settings.secret)
+        self._heard: dict[str, tuple[float, str, IngressReport]] = {}  # by ingress: when, its model, what it said
+        observer = Observer(settings.gpu_memory_bytes)
+        self._reconciler = Reconciler(self._store, observer, events, settings.secret, self._unfinished_requests)
         self._audit = _audit_log(Path(settings.state_dir))
         self._targets = Targets(self._reconciler, events, self._audit, self._speeds)
-        self._heard: dict[str, tuple[float, str, IngressReport]] = {}  # by ingress: when, its model, what it said
         self._change = asyncio.Event()
         self._wake = asyncio.Event()
         await asyncio.to_thread(fleet.start_serve)

@@ -13,6 +13,7 @@ def membership(
 ) -> Membership:
     """The replicas that run, and what to do while none does."""
     mine = [one for one in replicas if one.model == record.plan.model]
+    is_going = not record.desired.pools
     return Membership(
         version=version,
         members=tuple(
@@ -23,7 +24,8 @@ def membership(
         planned_replicas=sum(one.intent is Intent.RUN for one in mine),
         hold_s=max(record.plan.hold_s, 2 * record.stall_s),
         holds_new=record.is_held,
-        is_closing=record.is_closing or not record.desired.pools,
+        is_closing=record.is_closing or is_going,
+        is_going=is_going,
     )
 
 

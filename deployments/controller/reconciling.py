@@ -5,8 +5,8 @@ import itertools
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal
 
 from deployments import fleet
@@ -15,6 +15,7 @@ from deployments.control.wire import EventKind, Outcome
 from deployments.controller.members import membership
 from deployments.controller.observing import Observer, World, is_gone, state_of
 from deployments.controller.records import Intent, ModelRecord, ReplicaRecord, Store
+from deployments.controller.standing import Standing
 from deployments.membership import Membership
 from deployments.reconcile import (
     Actual,
@@ -26,7 +27,6 @@ from deployments.reconcile import (
     Hold,
     Move,
     Phase,
-    Pools,
     Release,
     ReplicaState,
     RollBack,
@@ -47,26 +47,20 @@ GUESSED_STOP_S = 3.0
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Standing:
-    """How a model is getting on: the pools that are worked towards and why they are not the desired ones, if so.
+class Reconciler:
+    """The state of the controller between two turns, all of which can be found again after a crash.
 
-    ``is_stuck``: nothing is under way and nothing can be done. ``way`` is that of the last replicas that were started.
-    ``ended`` counts changes that are over, since the controller started.
+    ``unfinished`` tells how many requests the ingresses of a model have.
     """
 
-    pools: Pools
-    shortfall: str | None = None
-    is_stuck: bool = False
-    way: Way = Way.SURGE
-    ended: Mapping[tuple[Way, Outcome], int] = field(default_factory=dict)
-
-
-class Reconciler:
-    """The state of the controller between two turns, all of which can be found again after a crash."""
-
     def __init__(
-        self, store: Store, observer: Observer, events: EventLog, secret: str, now: Callable[[], float] = time.time
+        self,
+        store: Store,
+        observer: Observer,
+        events: EventLog,
+        secret: str,
+        unfinished: Callable[[str], int],
+        now: Callable[[], float] = time.time,
     ) -> None:
         self.store = store
         self.world = World()
@@ -78,8 +72,9 @@ class Reconciler:
         self._observer = observer
         self._events = events
         self._secret = secret
+        self._unfinished = unfinished
         self._now = now
-        self._phases: dict[str, Phase] = {}
+        self._phases: dict[str, tuple[Phase, str]] = {}  # as told last, with the cause
         # Ingresses compare versions of different controllers: start above all that an earlier one has used.
         self._versions = itertools.count(time.time_ns())
 
@@ -160,7 +155,8 @@ class Reconciler:
             if record.desired.pools or any(one.model == model for one in self.store.replicas.values()):
                 continue
             if record.plan.ingress_name in self.world.applications:
-                await asyncio.to_thread(fleet.delete, record.plan.ingress_name)
+                if not self._unfinished(model):  # else some clients have not been told yet that it is over
+                    await asyncio.to_thread(fleet.delete, record.plan.ingress_name)
                 continue
             self.store.drop_model(model)
             for remembered in (self.shortfalls, self.blocked, self.ways, self.ended, self.memberships):
@@ -192,15 +188,15 @@ class Reconciler:
 
     def _note_phases(self) -> None:
         for one in self.replicas:
-            before = self._phases.get(one.name)
-            if one.phase is before:
+            before, cause = self._phases.get(one.name, (None, ""))
+            if one.phase is before and one.cause in ("", cause):
                 continue
-            self._phases[one.name] = one.phase
+            self._phases[one.name] = one.phase, one.cause
             record, model = self.store.replicas[one.name], self.store.models.get(one.model)
             is_started = before is Phase.STARTING and one.phase is Phase.SERVING
             if is_started and model is not None:
                 self.store.put_model(model.with_start(record.layout.shape, self._now() - record.since_s))
-            if before is not None and record.intent is Intent.RUN:
+            if before not in (None, one.phase) and record.intent is Intent.RUN:
                 self.store.put_replica(replace(record, since_s=self._now()))
             text = f"It is {one.phase}" + (f": {one.cause}" if one.cause else ".")
             self._events.add(one.model, "failure" if one.phase is Phase.FAILED else "replica", text, replica=one.name)

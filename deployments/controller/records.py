@@ -109,6 +109,7 @@ class Store:
         self.replicas: dict[str, ReplicaRecord] = {record.name: record for record in _load("replica/")}
         self.leases: dict[str, LeaseRecord] = {record.name: record for record in _load("lease/")}
         self.next_index: int = next(iter(_load("next_index")), 0)
+        self.last_version: int = next(iter(_load("last_version")), 0)  # of the models that have gone
 
     def put_model(self, record: ModelRecord) -> None:
         """Remember a model."""
@@ -116,7 +117,9 @@ class Store:
         _put(f"model/{record.plan.model}", record)
 
     def drop_model(self, model: str) -> None:
-        """Forget a model."""
+        """Forget a model. Its version is kept: one of that name that comes later is not taken for it."""
+        self.last_version = max(self.last_version, self.models[model].desired.version)
+        _put("last_version", self.last_version)
         del self.models[model]
         _delete(f"model/{model}")
 

@@ -50,10 +50,11 @@ class Targets:
     def serve(self, record: ModelRecord) -> None:
         """Serve a model, or serve it differently."""
         known = self._store.models.get(record.plan.model)
-        if known is not None:  # versions only go up, and what serves now is what a failure goes back to
-            desired = replace(record.desired, version=known.desired.version + 1)
-            record = replace(record, desired=desired, memory=known.memory, starts_s=known.starts_s)
-        self._store.put_model(replace(record, changed_at_s=self._now()))
+        before = known.desired.version if known else self._store.last_version
+        if known is not None:  # what serves now is what a failure goes back to
+            record = replace(record, memory=known.memory, starts_s=known.starts_s)
+        desired = replace(record.desired, version=before + 1)  # versions only go up
+        self._store.put_model(replace(record, desired=desired, changed_at_s=self._now()))
 
     def remove(self, model: str) -> None:
         """Serve a model no longer, if it is served."""
@@ -61,6 +62,7 @@ class Targets:
         if record is not None:
             gone = replace(record.desired, pools=(), version=record.desired.version + 1, reason="stopped")
             self._store.put_model(replace(record, desired=gone, changed_at_s=self._now()))
+            self._events.add(model, "target", "The launcher wants no pools: `archipelago stop`, or a failed `serve`.")
 
     def set_pools(self, model: str, target: PoolsTarget, who: str) -> Accepted | Refusal:
         """Take a target, or say why not. Raises OSError, and takes nothing, when it cannot be put on record."""

@@ -18,8 +18,8 @@ from deployments.control.wire import (
     Transitions,
 )
 from deployments.controller.observing import World
-from deployments.controller.reconciling import Standing
 from deployments.controller.records import ModelRecord
+from deployments.controller.standing import Standing
 from deployments.reconcile import Forecast, Phase, Pool, Pools, ReplicaState, Step, count_shapes
 from deployments.reconcile.steps import Drain, Hold, Move, Release, Start, Stop
 from placement import Infeasible, Shape
@@ -58,6 +58,7 @@ def cluster_view(world: World, replicas: Iterable[ReplicaState]) -> ClusterView:
                 gpu=node.gpu.name if node.gpu.name != UNNAMED_GPU else None,
                 gpu_memory_bytes=node.gpu.memory_bytes,
                 draining=node.name in world.leaving,
+                machine=node.machine or None,
             )
             for node in world.where.cluster.nodes
         )

@@ -6,10 +6,10 @@ from typing import Any
 
 import yaml
 
-from deployments.discovery.grouping import ALONE, Findings, Island, Part
+from deployments.discovery.grouping import ALONE, Findings, Island, Part, label_value
 from deployments.discovery.machine import machines_document
 from deployments.discovery.speed import pcie_between, planners_gpu
-from deployments.islands import ISLAND_LABEL, NODE_LABEL
+from deployments.islands import ISLAND_LABEL, MACHINE_LABEL, NODE_LABEL
 from placement import Link
 from placement.clusters.machines import gpu_kinds
 
@@ -76,7 +76,7 @@ def _gpu(island: Island) -> str | dict[str, str]:
 
 def _node(part: Part) -> dict[str, Any]:
     node: dict[str, Any] = {"name": part.node, "gpus": len(part.gpus)}
-    return node if part.is_whole_host else {**node, "machine": part.host}
+    return node if part.is_whole_host else {**node, "machine": label_value(part.host)}
 
 
 def _found_links(findings: Findings) -> dict[str, Link]:
@@ -102,7 +102,8 @@ def link_text(link: Link) -> dict[str, str]:
 
 def labels_of(island: Island, part: Part) -> str:
     """For `ray start --labels`; `deployments.islands` reads them."""
-    return f"{ISLAND_LABEL}={island.name},{NODE_LABEL}={part.node}"
+    machine = "" if part.is_whole_host else f",{MACHINE_LABEL}={label_value(part.host)}"
+    return f"{ISLAND_LABEL}={island.name},{NODE_LABEL}={part.node}{machine}"
 
 
 def label_lines(findings: Findings) -> list[str]:

@@ -19,6 +19,7 @@ import torch.distributed as dist
 
 from deployments.discovery.grouping import ALONE, Findings
 from deployments.discovery.machine import DiscoveryError
+from deployments.discovery.speed import pcie_kind
 from deployments.exchange_times import SMALL_BYTES, Times, exchange_times
 from placement import Link, Links
 from placement.collectives import Group, send_recv
@@ -97,12 +98,11 @@ def tasks_of(findings: Findings) -> list[Task]:
     if islands:
         widest = max(islands, key=lambda island: len(island.parts[0].gpus))
         gpus = tuple(gpu.index for gpu in widest.parts[0].gpus)
-        kind = widest.link.kind if widest.link else "pcie4"
+        kind = widest.link.kind if widest.link else pcie_kind(None)
         tasks.append(Task(level="island", link_kind=kind, ranks=len(gpus), gpus=gpus))
     if len(findings.parts) > 1:
         ends = tuple(part.gpus[0].index for part in findings.parts[:2])
-        generation = findings.parts[0].gpus[0].pcie_generation or 4
-        kind = f"pcie{min(max(generation, 4), 6)}"
+        kind = pcie_kind(findings.parts[0].gpus[0].pcie_generation)
         tasks.append(Task(level="machine", link_kind=kind, ranks=2, gpus=ends))
     return tasks
 

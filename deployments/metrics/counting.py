@@ -1,8 +1,9 @@
 """Numbers that an ingress keeps for Prometheus: each is as cheap as an addition. Pure."""
 
 from bisect import bisect_left
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from itertools import accumulate
 from typing import Literal
 
@@ -52,8 +53,23 @@ class Served:
     tpot: Durations = field(default_factory=Durations)
 
 
+REFUSALS = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)  # for want of room
 LostBy = Literal["unmovable", "quarantined", "held-too-long"]
 SloOutcome = Literal["met", "missed"]
+# Answered to the end; refused for want of room; given up, or an error of ours; wrong; left by its client.
+RequestOutcome = Literal["answered", "refused", "failed", "invalid", "abandoned"]
+
+
+@dataclass(slots=True)
+class KeyUse:
+    """What was asked for with one API key: HTTP requests to generate, by how they ended, and their tokens.
+
+    A prompt counts once, however many choices it has, as in the `usage` that its client is told.
+    """
+
+    requests: Counter[RequestOutcome] = field(default_factory=Counter)
+    input_tokens: int = 0
+    output_tokens: int = 0
 
 
 @dataclass(slots=True)
@@ -62,7 +78,7 @@ class Asked:
 
     `refused` is by HTTP status. `lost` are those that were let in and then given up, by why. `slo` are HTTP requests
     that have ended, by whether they kept the service level objective. `broken` is how often the connection to a
-    replica broke, by its name.
+    replica broke, by its name. `by_key` is by the name of the API key, "" where none was asked for.
     """
 
     arrivals: int = 0
@@ -70,3 +86,4 @@ class Asked:
     lost: Counter[LostBy] = field(default_factory=Counter)
     slo: Counter[SloOutcome] = field(default_factory=Counter)
     broken: Counter[str] = field(default_factory=Counter)
+    by_key: defaultdict[str, KeyUse] = field(default_factory=lambda: defaultdict(KeyUse))

@@ -10,9 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from deployments.control.wire import ClusterView, FleetPhase, FleetView, Outcome, Overview, ReplicaPhase, Way
-from deployments.metrics.islands_series import island_series
-
-PREFIX = "archipelago_"
+from deployments.metrics.islands_series import PREFIX, island_series
 
 
 def exposition(overview: Overview) -> tuple[bytes, str]:

@@ -1,20 +1,18 @@
 """What one ingress knows, as Prometheus series: read from the link and its traffic when somebody scrapes."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from http import HTTPStatus
 from typing import get_args
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from deployments.link import FleetLink
-from deployments.metrics.counting import LostBy, SloOutcome
+from deployments.metrics.counting import REFUSALS, LostBy, SloOutcome
 from deployments.telemetry.fields import TelemetryConfig
 from deployments.traffic import ReplicaLoad, Traffic
 
 PREFIX = "archipelago_"
 USUAL = TelemetryConfig()
-REFUSALS = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
 REPLICA_LABELS = ("model", "replica", "shape")
 
 Reading = Callable[[ReplicaLoad], float]
@@ -71,7 +69,6 @@ class IngressSeries(Collector):
         totals: dict[str, tuple[str, float]] = {
             "arrivals": ("Requests to generate, refused ones included.", asked.arrivals),
             "moved_requests": ("Times that a request went on to another replica.", report.moved_requests),
-            "quarantined_requests": ("Requests given up as what ends replicas.", report.quarantined_requests),
         }
         for name, (help_text, value) in totals.items():
             counter = CounterMetricFamily(PREFIX + name, help_text, labels=["model"])
@@ -83,6 +80,7 @@ class IngressSeries(Collector):
             "ready_replicas": ("Replicas that take new requests of this ingress now.", len(self._link.ready)),
             "slo_time_to_first_token_seconds": ("What the SLO allows until the first token.", self._promised.ttft_s),
             "slo_time_per_output_token_seconds": ("What it allows for each further token.", self._promised.tpot_s),
+            "slo_objective_ratio": ("Share of the requests that are to keep both, 0 to 1.", self._promised.percentile),
         }
         for name, (help_text, value) in gauges.items():
             gauge = GaugeMetricFamily(PREFIX + name, help_text, labels=["model"])

@@ -1,9 +1,6 @@
 """Series under the names that they have: as plain text, whatever format a scraper would rather have."""
 
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
-
-AsgiApp = Callable[[MutableMapping[str, Any], Any, Any], Awaitable[None]]
+from deployments.access.refusing import AsgiApp, Receive, Scope, Send
 
 
 def plain_text(app: AsgiApp) -> AsgiApp:
@@ -13,7 +10,7 @@ def plain_text(app: AsgiApp) -> AsgiApp:
     (openmetrics/exposition.py:152): every query and dashboard that knows vLLM's names would find nothing.
     """
 
-    async def ask(scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
+    async def ask(scope: Scope, receive: Receive, send: Send) -> None:
         headers = [(name, value) for name, value in scope["headers"] if name != b"accept"]
         await app({**scope, "headers": headers}, receive, send)
 

@@ -1,18 +1,72 @@
-"""The section `telemetry` of a configuration."""
+"""The section `telemetry` of a configuration, and the section `slo` of a model."""
 
-from pydantic import Field, field_validator
+from typing import Annotated, Self
+
+from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema, field_validator, model_validator
 
 from deployments.config_section import Section
+from placement import Slo, WorkloadError
+from placement.quantities import QuantityError, fraction, seconds
+
+
+def _latency_s(value: object) -> float:
+    try:
+        return seconds(value)  # 500 could be either: the unit is required
+    except QuantityError as error:
+        raise ValueError("give a time above 0 with its unit, such as 500ms or 2s") from error
+
+
+def _percentile(value: object) -> float:
+    text = str(value).strip().lower()
+    try:
+        share = fraction(f"{text.removeprefix('p').removesuffix('%')}%" if text[:1] == "p" else value)
+        return Slo(percentile=round(share, 9)).percentile
+    except (QuantityError, WorkloadError) as error:
+        raise ValueError("give p50 to p99.9, or a share such as 0.95 or 95%") from error
+
+
+# A configuration is written out and read again on its way (cli.py), hence the serializer.
+Latency = Annotated[
+    float,
+    BeforeValidator(_latency_s),
+    PlainSerializer(lambda latency_s: f"{latency_s!r}s"),
+    WithJsonSchema({"type": "string"}),
+]
+Share = Annotated[float, BeforeValidator(_percentile)]
+
+
+class SloConfig(Section):
+    """What clients of this model are promised, written as in the autoscaler's settings."""
+
+    ttft: Latency | None = Field(
+        default=None, description="Slowest first token, such as 500ms. Default: telemetry.ttft_s."
+    )
+    tpot: Latency | None = Field(
+        default=None, description="Slowest further token, such as 40ms. Default: telemetry.tpot_s."
+    )
+    percentile: Share | None = Field(
+        default=None,
+        description="Share of the requests that keep both: p95, 95% or 0.95. Default: telemetry.percentile.",
+    )
+
+    @model_validator(mode="after")
+    def _promises_something(self) -> Self:
+        if self.ttft is None and self.tpot is None and self.percentile is None:
+            raise ValueError("give ttft, tpot, percentile or several of them")
+        return self
 
 
 class TelemetryConfig(Section):
-    """What is told about requests, beside metrics, and what clients were promised."""
+    """What is told about requests, beside metrics, and what clients were promised where `models[].slo` does not say."""
 
     ttft_s: float = Field(
         default=2.0, gt=0, description="Seconds to the first token that a request may take to keep the SLO."
     )
     tpot_s: float = Field(
         default=0.05, gt=0, description="Seconds for each token after the first that it may take, on average."
+    )
+    percentile: Share = Field(
+        default=0.99, description="Share of the requests that keep both, which alerts go by: p99, 99% or 0.99."
     )
     request_log: bool = Field(
         default=False,
@@ -30,3 +84,8 @@ class TelemetryConfig(Section):
         if endpoint is not None and not endpoint.startswith(("http://", "https://")):
             raise ValueError("give an address that begins with http:// or https://")
         return endpoint
+
+    def promising(self, slo: SloConfig | None) -> "TelemetryConfig":
+        """With what one model promises of its own."""
+        own = {} if slo is None else {"ttft_s": slo.ttft, "tpot_s": slo.tpot, "percentile": slo.percentile}
+        return self.model_copy(update={name: value for name, value in own.items() if value is not None})

@@ -7,18 +7,14 @@ from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Protocol
+from typing import TYPE_CHECKING
 
-from deployments.metrics.counting import SloOutcome
+from deployments.metrics.counting import REFUSALS, RequestOutcome, SloOutcome
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span
 
 ABORTED, FAILED = "abort", "error"  # vLLM's words (vllm/v1/engine/__init__.py, FINISH_REASON_STRINGS)
-_REFUSALS = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
-
-
-class EventSink(Protocol):
-    """What takes note of something that happens on the way: a span."""
-
-    def add_event(self, name: str, attributes: Mapping[str, str]) -> None: ...
 
 
 @dataclass(slots=True, kw_only=True)
@@ -50,7 +46,7 @@ class Journey:
     path: str
     arrived_at_s: float
     key: str | None = None
-    span: EventSink | None = None
+    span: "Span | None" = None
     trace_headers: Mapping[str, str] | None = None
     legs: dict[str, Leg] = field(default_factory=dict)
     first_replica: str = ""
@@ -119,18 +115,27 @@ class Journey:
         reasons = [leg.finish_reason or ("stop" if self.is_complete else ABORTED) for leg in self.legs.values()]
         return next((reason for reason in (FAILED, ABORTED, "length") if reason in reasons), next(iter(reasons), ""))
 
+    @property
+    def outcome(self) -> RequestOutcome:
+        """What became of it."""
+        if self.status in REFUSALS:
+            return "refused"
+        if HTTPStatus.BAD_REQUEST <= self.status < HTTPStatus.INTERNAL_SERVER_ERROR:
+            return "invalid"
+        if self.status >= HTTPStatus.INTERNAL_SERVER_ERROR or self.finish_reason == FAILED:
+            return "failed"
+        return "answered" if self.is_complete else "abandoned"
+
     def slo(self, ttft_s: float, tpot_s: float) -> SloOutcome | None:
         """Whether it kept the promise. None where nothing was promised: the request was wrong, or its client left
         while all was well."""
-        if self.status in _REFUSALS or self.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-            return "missed"
-        if self.status >= HTTPStatus.BAD_REQUEST:
+        if self.outcome == "invalid":
             return None
         waited_s = self.ended_at_s - self.arrived_at_s if self.ttft_s is None else self.ttft_s
         is_slow = waited_s > ttft_s or (self.tpot_s or 0.0) > tpot_s
-        if is_slow or self.finish_reason == FAILED:
+        if is_slow or self.outcome in {"refused", "failed"}:
             return "missed"
-        return "met" if self.is_complete else None
+        return "met" if self.outcome == "answered" else None
 
     def _note(self, name: str, attributes: Mapping[str, str]) -> None:
         if self.span is not None:

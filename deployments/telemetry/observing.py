@@ -57,6 +57,10 @@ class Watch:
         outcome = journey.slo(self.settings.ttft_s, self.settings.tpot_s)
         if outcome is not None:
             self.asked.slo[outcome] += 1
+        use = self.asked.by_key[journey.key or ""]
+        use.requests[journey.outcome] += 1
+        use.input_tokens += journey.input_tokens
+        use.output_tokens += journey.output_tokens
         if self.settings.request_log:
             self.write(line(journey, self.model, self.clock()))
         if self.tracer is not None:

@@ -13,7 +13,7 @@ from deployments.telemetry.journey import FAILED, Journey
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
-    from opentelemetry.trace import Span, Tracer
+    from opentelemetry.trace import Tracer
 
 SERVICE = "archipelago"
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
@@ -53,7 +53,6 @@ class IngressTracer:
     def __init__(self, tracer: "Tracer", model: str) -> None:
         self._tracer = tracer
         self._model = model
-        self._spans: dict[int, Span] = {}
 
     def begin(self, journey: Journey, headers: Mapping[bytes, bytes]) -> None:
         """Give a journey its span, and the headers by which replicas know it."""
@@ -71,7 +70,7 @@ class IngressTracer:
         span = self._tracer.start_span(
             f"POST {journey.path}", context_of(given), kind=SpanKind.SERVER, attributes=attributes
         )
-        journey.span = self._spans[id(journey)] = span
+        journey.span = span
         if span.is_recording():
             carrier: dict[str, str] = {}
             TraceContextTextMapPropagator().inject(carrier, set_span_in_context(span))
@@ -81,7 +80,8 @@ class IngressTracer:
         """End it with what is known now."""
         from opentelemetry.trace import Status, StatusCode
 
-        span = self._spans.pop(id(journey))
+        span = journey.span
+        assert span is not None
         span.set_attributes(_known(journey))
         if journey.status >= 500 or journey.finish_reason == FAILED:
             span.set_status(Status(StatusCode.ERROR))

@@ -229,7 +229,9 @@ class Target:
 
     def answers(self) -> bool:
         url = f"http://127.0.0.1:{self.port}{self.probe}"
-        return httpx.get(url, headers=self.probe_headers, timeout=10, trust_env=False).status_code == 200
+        with contextlib.suppress(httpx.HTTPError):
+            return httpx.get(url, headers=self.probe_headers, timeout=10, trust_env=False).status_code == 200
+        return False
 
 
 @dataclass
@@ -274,7 +276,7 @@ def fuzz(seconds: float, seed: int) -> Counter[str]:
             keys = key_file(Path(directory) / "keys.json", record)
             with (
                 served(app, Access(keys=str(keys), limits=LIMITS)) as endpoint_port,
-                served(control, Access(limits=LIMITS)) as control_port,
+                served(control, Access(limits=LIMITS), is_endpoint=False) as control_port,
             ):
                 headers = {"Authorization": f"Bearer {key}"}
                 every = [*CONTROL_PATHS, *PATHS]

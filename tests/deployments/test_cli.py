@@ -34,7 +34,8 @@ QUESTION = [
     "--calibration",
     "--json",
 ]
-CHANGE = ["--way", "--floor", "--max-stall", "--reason", "--dry-run", "--yes", "--json"]
+ASKING = ["--drain-timeout", "--reason", "--dry-run", "--yes", "--json"]
+CHANGE = ["--way", "--floor", "--max-stall", *ASKING]
 COMMANDS = {
     "serve": ["CONFIG", "--model", "--shape", "--port", "--block"],
     "status": [],
@@ -43,6 +44,7 @@ COMMANDS = {
     "fleet": ["MODEL", "--watch", "--json"],
     "repartition": ["MODEL", "SHAPE", "--replicas", *CHANGE],
     "scale": ["MODEL", "SHAPE=N", *CHANGE],
+    "remove": ["MODEL", *ASKING],
     "events": ["MODEL", "--follow", "--json"],
     "audit": ["--limit", "--json"],
     "keys": ["COMMAND"],
@@ -61,6 +63,7 @@ COMMANDS = {
     ],
     "whatif": [
         *("--prometheus", "--trace", "--model", "--since", "--scrape-interval", "--token-file", "--ca-file"),
+        *("--user", "--password-file"),
         *("--prefix-hits", "--source", "--cluster", "--ttft", "--tpot", "--percentile", "--initial", "--shapes"),
         *("--max-gpus", "--start-time", "--precision", "--kv-cache", "--calibration", "--policies", "--seed"),
         *("--out", "--json"),
@@ -150,13 +153,18 @@ def test_the_help_names_every_command(ran: Ran) -> None:
         ["serve", "--modle", "x"],
         ["check", "--port", "eighty"],
         ["stop", "x"],
+        ["plan", "m", "--cluster", "dgx-h100", "--concurrency", "many"],  # 2 would say that there is no plan
     ],
     ids=" ".join,
 )
-def test_a_command_line_that_makes_no_sense_is_refused_with_its_usage(argv: list[str], ran: Ran) -> None:
+def test_a_command_line_that_makes_no_sense_is_refused_in_a_line(argv: list[str], ran: Ran) -> None:
     code, output, errors = ran(*argv)
-    assert (code, output) == (2, "")
-    assert errors.startswith("usage: archipelago")
+    assert (code, output) == (1, "")
+    assert re.fullmatch(r"(archipelago( [a-z]+)?): .+; `\1 --help` says what is accepted\n", errors)
+
+
+def test_what_the_gate_of_a_pipeline_cannot_read_is_no_broken_limit(ran: Ran) -> None:
+    assert ran("bench", "gate", "result.json")[0] == 2
 
 
 # --- check -----------------------------------------------------------------------------------------------------------

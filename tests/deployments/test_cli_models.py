@@ -97,6 +97,15 @@ def test_status_shows_every_model_and_fails_when_one_is_not_as_planned(
     ]
 
 
+def test_a_model_that_was_removed_is_no_fault(ran: Ran, monkeypatch: pytest.MonkeyPatch) -> None:
+    models = [ServedModel(name=name, url=f"http://127.0.0.1:{port}") for name, port in (("one", 1), ("two", 2))]
+    monkeypatch.setattr(launch, "status", lambda path: list(zip(models, [{}, None], strict=True)))
+    monkeypatch.setattr(launch, "is_serving", lambda url: url.endswith(":1"))
+    code, output, _ = ran("status")
+    assert code == 0
+    assert "two was removed, and is not served any more; `archipelago events two` says why" in output
+
+
 def test_an_endpoint_that_does_not_answer_is_told_of_its_own_model(ran: Ran, monkeypatch: pytest.MonkeyPatch) -> None:
     models = [ServedModel(name=name, url=f"http://127.0.0.1:{port}") for name, port in (("one", 1), ("two", 2))]
     monkeypatch.setattr(launch, "status", lambda path: [(model, {}) for model in models])

@@ -17,7 +17,7 @@ from ray.scripts import scripts
 from running_system import until
 
 from deployments.clusters import await_machines
-from deployments.islands import ISLAND_LABEL, NODE_LABEL
+from deployments.islands import ISLAND_LABEL, MACHINE_LABEL, NODE_LABEL
 from deployments.run_record import record_path, token_path
 
 ROOT = Path(__file__).parents[2]
@@ -138,6 +138,7 @@ def test_the_readmes_halves_of_a_machine_are_two_islands(machine: Machine) -> No
     labels = [parse_node_labels_string(started(one)["labels"]) for one in called]
     assert [one.environ["CUDA_VISIBLE_DEVICES"] for one in called] == ["0,1,2,3", "4,5,6,7"]
     assert len({one[ISLAND_LABEL] for one in labels}) == len({one[NODE_LABEL] for one in labels}) == len(starts)
+    assert len({one[MACHINE_LABEL] for one in labels}) == 1
     assert len({started(one)["dashboard_agent_listen_port"] for one in called}) == len(starts)
 
 

@@ -100,7 +100,7 @@ BAD: list[tuple[str, str]] = [
     (
         "models: [{source: x, zzz: 2}]",
         "models[0].zzz: unknown name; give one of source, name, shape, replicas, port, engine, tool_call_parser, "
-        "reasoning_parser, chat_template, simulated",
+        "reasoning_parser, chat_template, simulated, slo",
     ),
     ("models: [{source: x, 5: 2}]", "models[0][5]: 5 is not accepted as a name; give text"),
     ("models: [{source: x, engine: 5}]", "models[0].engine: 5 is not accepted; give a mapping"),
@@ -247,10 +247,11 @@ def test_reference_has_every_field_with_type_default_and_description() -> None:
         "limits.max_queued_requests  (an integer of at least 1; default 256)",
         "limits.max_ttft_s  (a number above 0; default 30.0)",
         "limits.floor  (a number from 0 to 1; default 0.0)",
+        "models[].slo.ttft  (a string or null; default null)",
     ):
         assert f"{line}\n    " in text
-    # Fields that are sections themselves: models[].simulated, endpoint.tls, endpoint.limits, control.tls.
-    values = sum(len(section.model_fields) for section in [*sections(), TlsConfig]) - 4
+    # Fields that are sections themselves: models[].simulated, models[].slo, endpoint.tls, endpoint.limits, control.tls.
+    values = sum(len(section.model_fields) for section in [*sections(), TlsConfig]) - 5
     assert text.count("\n    ") == values
 
 
@@ -266,6 +267,7 @@ def sections() -> list[Any]:
         config_module.ControlConfig,
         config_module.LimitsConfig,
         config_module.TelemetryConfig,
+        config_module.SloConfig,
         EdgeLimitsConfig,
         TlsConfig,
     ]

@@ -75,6 +75,7 @@ def test_one_repartition_at_a_time(http: httpx.Client, fleet: MemoryFleet) -> No
     assert "1 x tp2 is not accepted while acme/tiny is repartitioned to 2 x tp4" in found.detail
     assert found.current == fleet.views[MODEL]
     assert http.put(POOLS, json={"pools": {"tp4": 2}, **WHY}).json()["changed"] is False
+    assert http.put(POOLS, json={"pools": {}, **WHY}).json()["changed"] is True, "a model may always be removed"
 
 
 def test_what_does_not_fit_is_refused_with_the_constraint_and_the_nearest(http: httpx.Client) -> None:
@@ -182,6 +183,25 @@ def test_a_route_that_is_not_there_is_a_problem_too(http: httpx.Client, method: 
     assert f"{method} {path}: there is no such route" in problem(http.request(method, path), status).detail
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("PATCH", "/v1/leases/autoscaler", "DELETE, PUT"),
+        ("DELETE", "/v1/freeze", "GET, PUT"),
+        ("DELETE", f"/v1/fleet/{MODEL}", "GET"),
+        ("POST", POOLS, "GET, PUT"),  # GET: a model may be called acme/tiny/pools
+        ("PUT", "/fleet", "GET, HEAD"),
+    ],
+)
+def test_a_method_that_is_not_there_is_told_with_all_that_are(
+    http: httpx.Client, method: str, path: str, allowed: str
+) -> None:
+    response = http.request(method, path)
+    problem(response, 405)
+    assert response.headers["allow"] == allowed
+    assert "allow" not in http.get("/v1/nothing").headers
+
+
 def test_no_other_site_may_use_a_browser_s_access(http: httpx.Client) -> None:
     response = http.get("/v1/fleet", headers={"Origin": "https://evil.test"})
     assert not any(name.startswith("access-control") for name in response.headers)
@@ -192,7 +212,11 @@ def test_openapi_describes_bodies_answers_and_the_token(http: httpx.Client) -> N
     put = schema["paths"]["/v1/fleet/{model}/pools"]["put"]
     assert put["requestBody"]["content"]["application/json"]["schema"]["$ref"].endswith("/PoolsTarget")
     assert put["responses"]["200"]["content"]["application/json"]["schema"]["$ref"].endswith("/Accepted")
-    assert "application/problem+json" in put["responses"]["4XX"]["content"]
+    for operation in (operation for path in schema["paths"].values() for operation in path.values()):
+        if operation.get("security"):  # 401 without a token, 503 while the controller is away
+            for status in ("4XX", "5XX"):
+                assert "application/problem+json" in operation["responses"][status]["content"], operation["summary"]
+    assert schema["paths"]["/metrics"]["get"]["security"] == put["security"]
     assert put["security"] == [{"HTTPBearer": []}]
     assert {"/v1/fleet", "/v1/fleet/{model}", "/v1/events", "/v1/events/stream", "/v1/audit"} < set(schema["paths"])
 

@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 
 import pytest
-from control_builders import MODEL, READ, START, MemoryFleet, Run, fleet_view, ran, reached, rows
+from control_builders import MODEL, READ, START, UNDER_WAY, MemoryFleet, Run, fleet_view, ran, reached, rows
 
 from deployments.control.client import ControlClient
 from deployments.control.commands import REASON
@@ -85,7 +85,6 @@ def test_an_interrupt_leaves_the_repartition_going_and_says_so(run: Run) -> None
         (("repartition", MODEL, "tp2", "--replicas", "3"), {"tp2": 3}),
         (("scale", MODEL, "tp2=2"), {"tp2": 2, "tp2pp2": 1}),
         (("scale", MODEL, "pp2tp2=0", "tp4=1"), {"tp4": 1}),
-        (("scale", MODEL, "tp2pp2=0"), {}),
     ],
 )
 def test_what_is_asked_for(run: Run, argv: tuple[str, ...], pools: dict[str, int]) -> None:
@@ -96,14 +95,64 @@ def test_what_is_asked_for(run: Run, argv: tuple[str, ...], pools: dict[str, int
     assert (fleet.entries[0].who, fleet.entries[0].reason) == ("alice", REASON)
 
 
+def gone(fleet: MemoryFleet) -> None:
+    fleet.log.add(MODEL, "reached", "The model is no longer served.")
+    del fleet.views[MODEL]
+
+
+@pytest.mark.parametrize("argv", [("remove", MODEL), ("scale", MODEL, "tp2pp2=0")])
+def test_a_model_that_is_removed_is_followed_until_nothing_is_left_of_it(run: Run, argv: tuple[str, ...]) -> None:
+    fleet = MemoryFleet()
+    # Its replicas go before its ingress does.
+    fleet.script = [None, lambda: fleet.change(repartition=None, effective_pools={}, replicas=()), lambda: gone(fleet)]
+    code, output, _ = run(fleet, *argv, "--reason", "nobody asks for it", "--yes")
+    assert code == 0
+    assert output.splitlines()[-1] == f"{MODEL} is deleted."
+    (entry,) = fleet.entries
+    assert (entry.what, entry.after, entry.who, entry.reason) == ("delete", {}, "alice", "nobody asks for it")
+    assert list(fleet.views) == ["other"]
+
+
+def test_a_model_that_is_served_again_while_it_goes_ends_the_wait(run: Run) -> None:
+    fleet = MemoryFleet()
+    fleet.script = [None, lambda: fleet.change(desired_pools={"tp4": 1}), lambda: reached(fleet, {"tp4": 1})]
+    code, output, _ = run(fleet, "remove", MODEL, "--yes")
+    assert code == 1
+    assert f"{MODEL} was not brought to no pools; it is at 1 x tp4" in output
+
+
+def test_a_model_can_be_removed_in_the_middle_of_a_repartition(run: Run) -> None:
+    fleet = MemoryFleet()
+    fleet.change(desired_pools={"tp4": 1}, repartition=UNDER_WAY)
+    fleet.script = [None, lambda: gone(fleet)]
+    assert run(fleet, "remove", MODEL, "--yes")[0] == 0
+
+
+def test_a_model_that_is_not_served_cannot_be_removed(run: Run) -> None:
+    code, _, errors = run(MemoryFleet(), "remove", "othe", "--yes")
+    assert code == 1
+    assert "model: 'othe' is not known; did you mean other?" in errors
+
+
+def test_a_dry_run_of_a_removal_changes_nothing(run: Run) -> None:
+    fleet = MemoryFleet()
+    code, output, _ = run(fleet, "remove", MODEL, "--dry-run")
+    assert code == 0
+    assert "acme/tiny (version 3) to no pools" in output
+    assert not fleet.entries
+
+
 def test_limits_and_way_are_sent(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[Any] = []
     set_pools = ControlClient.set_pools
     monkeypatch.setattr(ControlClient, "set_pools", lambda *args: [sent.append(args[2]), set_pools(*args)][1])
-    limits = ("--way", "rolling", "--floor", "50%", "--max-stall", "500ms")
+    limits = ("--way", "rolling", "--floor", "50%", "--max-stall", "500ms", "--drain-timeout", "60")
     run(MemoryFleet(), "repartition", MODEL, "tp4", "--dry-run", *limits)
     assert sent[0].way == "rolling"
     assert (sent[0].limits.floor, sent[0].limits.max_stall_s, sent[0].if_version) == (0.5, 0.5, 3)
+    assert sent[0].limits.drain_timeout_s == 60.0
+    run(MemoryFleet(), "remove", MODEL, "--dry-run", "--drain-timeout", "0")
+    assert sent[1].limits.model_dump(exclude_none=True) == {"drain_timeout_s": 0.0}
 
 
 def test_what_was_shown_is_what_is_agreed_to(run: Run, terminal: Callable[[str], None]) -> None:
@@ -132,9 +181,16 @@ def test_nothing_begins_without_a_yes(run: Run, terminal: Callable[[str], None],
     assert bool(fleet.entries) is is_done
 
 
-def test_who_deletes_a_model_is_told_so(run: Run, terminal: Callable[[str], None]) -> None:
+@pytest.mark.parametrize("argv", [("remove", MODEL), ("scale", MODEL, "tp2pp2=0")])
+def test_who_deletes_a_model_is_told_so_and_asked(
+    run: Run, terminal: Callable[[str], None], argv: tuple[str, ...]
+) -> None:
     terminal("n")
-    assert "deletes the model" in run(MemoryFleet(), "scale", MODEL, "tp2pp2=0")[1]
+    fleet = MemoryFleet()
+    code, output, _ = run(fleet, *argv)
+    assert code == 1
+    assert "This stops every replica and deletes the model. New requests are refused; 7 run now." in output
+    assert not fleet.entries
 
 
 @pytest.mark.parametrize("form", [(), ("--json",)])

@@ -1,7 +1,13 @@
+import time
+
 import httpx
 import pytest
+from access_builders import served, talk
 from control_builders import CALLERS, MODEL, READ, WRITE, MemoryFleet, fleet_view, raw_client
 
+from deployments.access.settings import Access
+from deployments.control import gate
+from deployments.control.api import control_app
 from deployments.control.gate import Caller, known_tokens
 from deployments.control.wire import Problem
 
@@ -79,3 +85,17 @@ def test_an_empty_token_lets_nobody_in() -> None:
     with pytest.raises(ValueError, match="token is empty"):
         known_tokens({"": Caller(name="anybody", role="operate")})
     assert known_tokens(CALLERS)("") is None
+
+
+@pytest.mark.parametrize("request_line", [f"PUT /v1/fleet/{MODEL}/pools", "GET /v1/events/stream"])
+def test_a_body_that_does_not_end_holds_no_connection(monkeypatch: pytest.MonkeyPatch, request_line: str) -> None:
+    monkeypatch.setattr(gate, "BODY_TIMEOUT_S", 0.3)
+    head = f"{request_line} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {WRITE}\r\nConnection: close\r\n"
+    half = b'Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{"pools": '
+    began_s = time.monotonic()
+    with served(control_app(MemoryFleet(), known_tokens(CALLERS)), Access(), is_endpoint=False) as port:
+        answer = talk(port, head.encode() + half)
+    assert time.monotonic() - began_s < 15
+    if request_line.startswith("PUT"):
+        assert answer.startswith(b"HTTP/1.1 408 ")
+        assert b"body: not complete after 0.3 s; send it at once." in answer

@@ -123,6 +123,34 @@ def test_a_model_is_served_cut_anew_and_ended(meet: Callable[[Body], None]) -> N
     meet(body)
 
 
+def test_a_model_that_is_removed_over_the_api_goes_when_its_ingresses_have_told_their_clients(
+    meet: Callable[[Body], None],
+) -> None:
+    async def body(one: FleetController, client: ControlClient, serve: MemoryServe) -> None:
+        await one.serve(model_record("1 tp1"))
+        await until_steady(one, serve, 1)
+        await one.membership(MODEL, 0, report("a", unfinished=1))
+        await asyncio.to_thread(client.set_pools, MODEL, PoolsTarget(pools={}, reason="a test"))
+
+        async def has_no_replica() -> bool:
+            return await one.names(MODEL) == ()
+
+        await until(serve, has_no_replica)
+        for _ in range(10):
+            serve.tick()
+            await asyncio.sleep(0.02)
+        assert list(serve.applications()) == ["acme-tiny--ingress"]
+        await one.membership(MODEL, 0, report("a"))
+
+        async def is_gone() -> bool:
+            return (await one.read()).fleets == ()
+
+        await until(serve, is_gone)
+        assert serve.applications() == {}
+
+    meet(body)
+
+
 def test_the_control_api_wants_the_token(meet: Callable[[Body], None]) -> None:
     async def body(one: FleetController, client: ControlClient, serve: MemoryServe) -> None:
         with ControlClient(client.url, "guessed") as stranger, pytest.raises(ControlError, match="token is not known"):

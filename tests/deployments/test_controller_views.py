@@ -9,8 +9,8 @@ from reconcile_builders import DURATIONS, TWO_ISLANDS, found, make_limits, pools
 
 from deployments.controller import views
 from deployments.controller.observing import World
-from deployments.controller.reconciling import Standing
 from deployments.controller.records import ModelRecord
+from deployments.controller.standing import Standing
 from deployments.islands import Inventory
 from deployments.reconcile import Phase, Record, ReplicaState, Way, forecast
 from placement import Cluster, Shape
@@ -169,11 +169,11 @@ def test_the_hardware_shows_what_is_free_and_what_will_go() -> None:
 
 def test_nodes_tell_their_gpus_where_ray_knows_them() -> None:
     labelled, other = TWO_ISLANDS.nodes
-    named = replace(labelled, gpu=replace(labelled.gpu, name="H100"))
+    named = replace(labelled, gpu=replace(labelled.gpu, name="H100"), machine="host")
     unnamed = replace(other, gpu=replace(other.gpu, name="GPU"))
     where = Inventory(cluster=Cluster(nodes=(named, unnamed)), selectors={}, ray_node_ids={})
     seen = views.cluster_view(World(where=where), ()).nodes
-    assert [node.gpu for node in seen] == ["H100", None]
+    assert [(node.gpu, node.machine) for node in seen] == [("H100", "host"), (None, None)]
     assert [node.gpu_memory_bytes for node in seen] == [node.gpu.memory_bytes for node in TWO_ISLANDS.nodes]
 
 

@@ -85,6 +85,7 @@ def ray_node(labels: str, gpus: int, number: int) -> dict[str, Any]:
         "Alive": True,
         "NodeID": f"{number:08x}",
         "NodeName": "10.0.0.1",
+        "NodeManagerAddress": f"10.0.0.{number}",  # as pods of one machine have them
         "Resources": {"GPU": float(gpus)},
         "Labels": dict(label.split("=") for label in labels.split(",")),
     }
@@ -113,6 +114,31 @@ def test_each_island_inside_a_machine_gets_a_raylet_that_sees_its_gpus_alone(opt
     assert [sum(node.gpus for node in nodes) for nodes in found.cluster.islands.values()] == [2, 2, 2, 2]
     ports = [word for words in commands_of for word in words if word.startswith(("--min-w", "--max-w", "--dashboard"))]
     assert len(set(ports)) == len(ports) == 12
+
+
+def started(output: str) -> list[dict[str, Any]]:
+    """The Ray nodes that `--labels` leads to: one whose labels it prints, or those that its commands start."""
+    lines = [shlex.split(line) for line in output.splitlines()]
+    found = [dict(word.split("=", 1) for word in words if word.startswith("--")) for words in lines]
+    return [
+        ray_node(options["--labels"], int(options["--num-gpus"]), number)
+        if options
+        else ray_node(words[0], 8, number)  # where it is the whole machine Ray counts the GPUs itself
+        for number, (words, options) in enumerate(zip(lines, found, strict=True))
+    ]
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in MACHINES.glob("*.txt") if "3090" not in path.name))
+def test_ray_s_labels_and_the_yaml_are_one_cluster_to_the_planner(name: str, ran: Ran, tmp_path: Path) -> None:
+    path = tmp_path / "cluster.yaml"
+    path.write_text(ran(file_of(name), "--yaml")[1], encoding="utf-8")
+    described = given.cluster(str(path))
+    nodes = started(ran(file_of(name), "--labels")[1])
+    seen = inventory(nodes, {node["NodeID"]: 80 * GIB for node in nodes}).cluster
+    counts_gpus_itself = len(nodes) == 1
+    assert [(node.name, node.island, node.machine, counts_gpus_itself or node.gpus) for node in seen.nodes] == [
+        (node.name, node.island, node.machine, counts_gpus_itself or node.gpus) for node in described.nodes
+    ]
 
 
 def test_the_picture_shows_islands_matrix_and_problems(ran: Ran) -> None:
@@ -162,7 +188,7 @@ def test_arguments_that_make_no_sense_are_refused(arguments: list[str], message:
     ("text", "message"),
     [
         ("{", "is not JSON"),
-        ("{}", "machines.: Input should be a valid tuple"),
+        ("{}", "no list of machines; give what"),
         ('{"machines": [{"host": "a"}]}', "machines.0.source: Field required"),
     ],
 )

@@ -64,6 +64,9 @@ def test_a_server_that_is_being_stopped_says_so() -> None:
         fleet.update(is_closing=True)
         answer = await client.post("/v1/completions", json={})
         assert_refused(answer, 503, "ServiceUnavailable", "The server is being stopped and takes no new requests.")
+        fleet.update(is_going=True)
+        answer = await client.post("/v1/completions", json={})
+        assert_refused(answer, 503, "ServiceUnavailable", "The model is being removed and takes no new requests.")
 
     through(scenario, "a")
 

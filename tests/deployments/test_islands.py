@@ -1,3 +1,5 @@
+from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,9 +17,11 @@ from deployments.islands import (
     NoGpusError,
     inventory,
 )
-from placement import Gpu
+from placement import Cluster, Gpu
+from placement.clusters.terrain import regions
 
 MEMORY_BYTES = 80 * GIB
+H100 = Gpu(name="H100", memory_bytes=MEMORY_BYTES, kind="h100_sxm")
 
 
 def seen(*ray_nodes: Any) -> Inventory:
@@ -82,6 +86,36 @@ def test_two_raylets_on_one_machine_are_told_apart_by_their_ids() -> None:
 def test_two_labelled_raylets_on_one_machine_are_two_islands() -> None:
     where = seen(ray_node("aa", name="h1", island="i0", node="n0"), ray_node("bb", name="h1", island="i1", node="n1"))
     assert islands(where) == {"i0": [("n0", 2)], "i1": [("n1", 2)]}
+
+
+MACHINES = [
+    ("labelled", [{"machine": "h1"}, {"machine": "h1"}, {"machine": "h2"}], ["h1", "h1", "h2"]),
+    ("one address", [{"address": "10.0.0.1"}, {"address": "10.0.0.1"}, {}], ["10.0.0.1", "10.0.0.1", "n2"]),
+    (
+        "pods of one machine",
+        [{"machine": "h1", "address": "10.0.0.1"}, {"machine": "h1", "address": "10.0.0.2"}, {}],
+        ["h1", "h1", "n2"],
+    ),
+    (
+        "pods behind one address",
+        [{"machine": "h1", "address": "10.0.0.1"}, {"machine": "h2", "address": "10.0.0.1"}, {}],
+        ["h1", "h2", "n2"],
+    ),
+    ("the other has no GPU", [{}, {}, {"address": "head"}], ["n0", "n1", "n2"]),
+]
+
+
+@pytest.mark.parametrize(("nodes", "machines"), [case[1:] for case in MACHINES], ids=[case[0] for case in MACHINES])
+def test_raylets_of_one_machine_are_one_machine_to_the_planner(
+    nodes: list[dict[str, str]], machines: list[str]
+) -> None:
+    where = seen(
+        ray_node("head", gpus=0, address="head"),
+        *(ray_node(f"id{at}", island=f"i{at}", node=f"n{at}", **labels) for at, labels in enumerate(nodes)),
+    )
+    assert [node.machine_name for node in where.cluster.nodes] == machines
+    (region,) = regions(Cluster(nodes=tuple(replace(node, gpu=H100) for node in where.cluster.nodes)))
+    assert region.machine_gpus == 2 * max(Counter(machines).values()), "who shares a machine needs no network"
 
 
 def test_a_node_label_that_repeats_in_another_island_still_selects_one_node() -> None:

@@ -78,6 +78,33 @@ def test_a_request_that_no_replica_takes_in_time_is_given_up() -> None:
     run(scenario, "a", hold_s=HOLD_S)
 
 
+def test_of_a_model_that_is_removed_nothing_waits_for_a_replica() -> None:
+    async def scenario(fleet: Fleet) -> None:
+        for name in ("r1", "r2"):
+            fleet.link.submit(request(name))
+        fleet["a"].die()
+        await settled()
+        fleet.update(is_closing=True, is_going=True, planned_replicas=0)
+        await passed(2 * RENEW_S)
+        for name in ("r1", "r2"):
+            assert await fleet.link.next_event() == Failed(name, "the model is being removed")
+        fleet.assert_nothing_is_left()
+
+    run(scenario, "a", hold_s=HOLD_S)
+
+
+def test_what_runs_on_a_replica_of_a_model_that_is_removed_may_finish() -> None:
+    async def scenario(fleet: Fleet) -> None:
+        fleet.link.submit(request("r1"))
+        fleet.change("a", accepts=False)
+        fleet.update(is_closing=True, is_going=True, planned_replicas=0)
+        await passed(HOLD_S)
+        assert fleet.settle("a", "r1", 7, is_finished=True) == "r1"
+        fleet.assert_nothing_is_left()
+
+    run(scenario, "a", hold_s=HOLD_S)
+
+
 def test_a_replica_that_falls_silent_is_given_up_when_the_lease_has_passed() -> None:
     async def scenario(fleet: Fleet) -> None:
         fleet.link.submit(request("r1"))

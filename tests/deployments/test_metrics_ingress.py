@@ -15,8 +15,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from deployments.ingress import GENERATING_PATHS, Gate
 from deployments.membership import UNKNOWN_SPEED
 from deployments.metrics.counting import LostBy
-from deployments.metrics.ingress_series import IngressSeries
+from deployments.metrics.ingress_series import USUAL, IngressSeries
 from deployments.routing import Limits
+from deployments.telemetry.fields import TelemetryConfig
 
 MODEL = "acme/tiny"
 REPLICA = ("model", "replica", "shape")
@@ -28,10 +29,10 @@ OF_THE_MODEL = {
     "archipelago_ready_replicas": ("model",),
     "archipelago_slo_time_to_first_token_seconds": ("model",),
     "archipelago_slo_time_per_output_token_seconds": ("model",),
+    "archipelago_slo_objective_ratio": ("model",),
     "archipelago_lost_requests_total": ("cause", "model"),
     "archipelago_slo_requests_total": ("model", "outcome"),
     "archipelago_moved_requests_total": ("model",),
-    "archipelago_quarantined_requests_total": ("model",),
 }
 OF_A_REPLICA = {
     "archipelago_replica_running_requests": REPLICA,
@@ -54,9 +55,9 @@ OF_A_REPLICA = {
 class Scrape:
     """The series of a fleet's ingress at one moment."""
 
-    def __init__(self, fleet: Fleet) -> None:
+    def __init__(self, fleet: Fleet, promised: TelemetryConfig = USUAL) -> None:
         registry = CollectorRegistry()
-        registry.register(IngressSeries(MODEL, fleet.link, fleet.traffic))
+        registry.register(IngressSeries(MODEL, fleet.link, fleet.traffic, promised))
         text = generate_latest(registry).decode()
         self.samples = [one for family in text_string_to_metric_families(text) for one in family.samples]
 
@@ -85,6 +86,16 @@ def test_every_series_has_its_name_and_its_labels() -> None:
 def test_before_there_is_a_replica_the_ingress_tells_of_its_clients_alone() -> None:
     async def scenario(fleet: Fleet) -> None:
         assert dict(Scrape(fleet).labels()) == OF_THE_MODEL
+
+    run(scenario)
+
+
+def test_what_this_model_promises_is_told() -> None:
+    async def scenario(fleet: Fleet) -> None:
+        scrape = Scrape(fleet, TelemetryConfig(ttft_s=0.5, tpot_s=0.03, percentile=0.95))
+        assert scrape("slo_time_to_first_token_seconds") == 0.5
+        assert scrape("slo_time_per_output_token_seconds") == 0.03
+        assert scrape("slo_objective_ratio") == 0.95
 
     run(scenario)
 

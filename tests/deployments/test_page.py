@@ -135,6 +135,18 @@ def test_a_repartition_is_followed_step_by_step(tab: Chromium, page: RunningPage
     tab.wait("!document.querySelector('.change')")
 
 
+def test_a_model_that_is_removed_is_seen_to_go_and_another_stays(tab: Chromium, page: RunningPage) -> None:
+    enter(tab, page)
+    tab.wait("document.querySelectorAll('#islands .gpu.serving').length === 8")
+    page.fleet.views[CHAT] = page.fleet.views[CHAT].model_copy(update={"desired_pools": {}})
+    tab.reads(".change h4", "Removal of the model")
+    del page.fleet.views[CHAT]
+    tab.wait("document.querySelectorAll('#models .model').length === 1")
+    assert CODER in tab.text("#models")
+    assert CHAT not in tab.text("#models")
+    assert [CODER in cell for cell in cells(tab, "serving")] == [True] * 4
+
+
 def test_events_come_as_they_happen(tab: Chromium, page: RunningPage) -> None:
     enter(tab, page)
     tab.reads("#events li:first-child", "start chat-70b-tp8-0 on island-1")

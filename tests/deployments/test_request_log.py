@@ -91,8 +91,7 @@ def test_headers_wait_for_the_first_token_and_no_longer() -> None:
             return {"type": "http.request", "body": b"{}", "more_body": False}
 
         scope = {"type": "http", "method": "POST", "path": PATH, "headers": [], "state": {"api_key": "alice"}}
-        transport: Any = vars(ingress.client)["_transport"]
-        answering = asyncio.ensure_future(transport.app(scope, receive, send))
+        answering = asyncio.ensure_future(ingress.app(scope, receive, send))
         await settled()
         assert told == []
         await ingress.step("a", "r0", 7)
@@ -162,22 +161,28 @@ def leg(tokens: int, first_at_s: float = 10.5, last_at_s: float = 10.5, **change
 
 
 @pytest.mark.parametrize(
-    ("one", "slo"),
+    ("one", "slo", "outcome"),
     [
-        (journey(leg(11, 10.5, 11.4), first_at_s=10.5), "met"),
-        (journey(leg(11, 10.5, 11.6), first_at_s=10.5), "missed"),  # 110 ms a token
-        (journey(leg(11, 10.5, 11.4), leg(11, 10.5, 11.6), first_at_s=10.5), "missed"),  # the slower of two choices
-        (journey(leg(1, 11.5, 11.5), first_at_s=11.5), "missed"),  # its only token came too late
-        (journey(status=400), None),
-        (journey(status=404), None),
-        (journey(status=429), "missed"),
-        (journey(status=500), "missed"),
-        (journey(leg(1), first_at_s=10.5, is_failed=True), "missed"),
-        (journey(leg(1), first_at_s=10.5, is_complete=False), None),
+        (journey(leg(11, 10.5, 11.4), first_at_s=10.5), "met", "answered"),
+        (journey(leg(11, 10.5, 11.6), first_at_s=10.5), "missed", "answered"),  # 110 ms a token
+        (journey(leg(11, 10.5, 11.4), leg(11, 10.5, 11.6), first_at_s=10.5), "missed", "answered"),  # the slower choice
+        (journey(leg(1, 11.5, 11.5), first_at_s=11.5), "missed", "answered"),  # its only token came too late
+        (journey(status=400), None, "invalid"),
+        (journey(status=404), None, "invalid"),
+        (journey(status=429), "missed", "refused"),
+        (journey(status=503), "missed", "refused"),
+        (journey(status=500), "missed", "failed"),
+        (journey(leg(1), first_at_s=10.5, is_failed=True), "missed", "failed"),
+        (journey(leg(1), first_at_s=10.5, is_complete=False), None, "abandoned"),
+        (journey(leg(1, 11.5), first_at_s=11.5, is_complete=False), "missed", "abandoned"),  # after it had waited
+        (journey(status=0, is_complete=False, ended_at_s=10.5), None, "abandoned"),
     ],
 )
-def test_a_request_keeps_the_slo_when_its_client_got_all_of_it_in_time(one: Journey, slo: str | None) -> None:
+def test_a_request_keeps_the_slo_when_its_client_got_all_of_it_in_time(
+    one: Journey, slo: str | None, outcome: str
+) -> None:
     assert one.slo(ttft_s=1.0, tpot_s=0.1) == slo
+    assert one.outcome == outcome
 
 
 def test_choices_share_a_prompt_and_prompts_add_up() -> None:

@@ -34,10 +34,18 @@ class Case:
     firing: tuple[str, ...] = ()
 
 
-def slo(missed: str, met: str) -> dict[str, str]:
+def slo(missed: str, met: str, objective: str = "0.99", labels: str = M) -> dict[str, str]:
     return {
-        f'archipelago_slo_requests_total{{{M}, outcome="missed"}}': missed,
-        f'archipelago_slo_requests_total{{{M}, outcome="met"}}': met,
+        f'archipelago_slo_requests_total{{{labels}, outcome="missed"}}': missed,
+        f'archipelago_slo_requests_total{{{labels}, outcome="met"}}': met,
+        f"archipelago_slo_objective_ratio{{{labels}}}": f"{objective}x1100",
+    }
+
+
+def key(requests: str, refused: str, name: str = "alice") -> dict[str, str]:
+    return {
+        f'archipelago_key_requests_total{{{M}, key="{name}", outcome="answered"}}': requests,
+        f'archipelago_key_refused_total{{{M}, key="{name}", code="429"}}': refused,
     }
 
 
@@ -83,6 +91,14 @@ CASES = (
     Case(name="a fiftieth is missed for eight hours", series=slo("0+2x500", "0+98x500"), at="480m", firing=(SLOW,)),
     Case(name="a thousandth is missed for eight hours", series=slo("0+1x500", "0+999x500"), at="480m"),
     Case(name="a fiftieth was missed until six hours ago", series=slo("0+2x600 1200x400", "0+98x1000"), at="980m"),
+    Case(name="each model has its own objective", at="55m", firing=(FAST, MIDDLE),
+         series=slo("0+20x60", "0+80x60") | slo("0+20x60", "0+80x60", "0.95", 'model="n"')),
+    Case(name="all is missed where a tenth may be", series=slo("0+100x60", "0x60", "0.9"), at="55m",
+         firing=(FAST, MIDDLE)),
+    Case(name="two thirds are missed where a tenth may be", series=slo("0+66x60", "0+34x60", "0.9"), at="55m",
+         firing=(MIDDLE,)),
+    Case(name="a twentieth is missed for eight hours where a tenth may be", series=slo("0+5x500", "0+95x500", "0.9"),
+         at="480m"),
     Case(name="nothing is asked", series=slo("7x400", "70x400"), at="380m"),
 
     Case(name="no replica is ready", series=ready("2 2 0x20"), at="5m",
@@ -112,6 +128,14 @@ CASES = (
          series={f'archipelago_refused_total{{{M}, code="429"}}': "0+10x20"} | ARRIVALS),
     Case(name="a fiftieth is refused", at="15m",
          series={f'archipelago_refused_total{{{M}, code="429"}}': "0+2x20"} | ARRIVALS),
+    Case(name="a tenth of what a key asks is beyond its quota", at="25m",
+         series=key("0+90x30", "0+10x30") | key("0+90x30", "0x30", "bob"),
+         firing=(f'ArchipelagoKeyAtQuota{{key="alice", {MODEL}}}',)),
+    Case(name="all that a key asks is beyond its quota", series=key("5x30", "0+10x30"), at="25m",
+         firing=(f'ArchipelagoKeyAtQuota{{key="alice", {MODEL}}}',)),
+    Case(name="a key was at its quota for ten minutes", series=key("0+90x40", "0+10x10 100x30"), at="25m"),
+    Case(name="a key is refused now and then", series=key("0+99x40", "0+1x40"), at="25m"),
+    Case(name="a key is not used", series=key("7x40", "3x40"), at="25m"),
     Case(name="the KV cache is full and requests are put back", series=kv("0.99x30", "0+5x30"), at="25m",
          firing=(f'ArchipelagoKvCacheFull{{{MODEL}, replica="m--tp2--0", shape="tp2"}}',)),
     Case(name="the KV cache is full and serves", series=kv("0.99x30", "4x30"), at="25m"),
@@ -189,7 +213,7 @@ def alerts() -> dict[str, dict[str, Any]]:
 
 
 def promtool(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([str(PROMTOOL), *arguments], capture_output=True, text=True, timeout=60)
+    return subprocess.run([str(PROMTOOL), *arguments], capture_output=True, text=True, timeout=300)
 
 
 def played(tmp_path: Path, *cases: Case) -> subprocess.CompletedProcess[str]:

@@ -2,7 +2,7 @@
 
 import { el, keyed, redraw } from "./dom.js";
 import { colourOf } from "./islands.js";
-import { NOTHING, clock, counted, figure, lasting, percent, pools } from "./words.js";
+import { NOTHING, clock, figure, lasting, percent, pools } from "./words.js";
 
 const STEPS = new Set(["target", "step", "stall", "failure", "rollback", "replan", "migration", "replica"]);
 const PHASES = { steady: "good", starting: "busy", repartitioning: "busy", "rolling-back": "warn", degraded: "warn", stopped: "soft" };
@@ -12,7 +12,7 @@ export function drawModels(overview, load, decisions, events) {
   const target = document.getElementById("models");
   keyed(target, overview.fleets, (fleet) => fleet.model, () => el("article", { class: "model" }), (panel, fleet) => {
     const data = {
-      fleet: { ...fleet, replicas: fleet.replicas.map(({ shape, phase, cause, name }) => ({ shape, phase, cause, name })), repartition: fleet.repartition },
+      fleet: { ...fleet, replicas: fleet.replicas.map(({ shape, phase, cause, name }) => ({ shape, phase, cause, name })) },
       load: load?.models.find((one) => one.model === fleet.model) || null,
       slo: sloOf(fleet.model, load, decisions),
       steps: fleet.repartition ? stepsOf(events, fleet.model) : [],
@@ -70,8 +70,9 @@ function held(title, value_s, limit_s, load, slo) {
 
 function drawRepartition({ repartition: now, desired_pools: desired }, steps) {
   const all = Math.max(now.steps, now.step, 1), done = Math.min(now.step, all);
-  return el("section", { class: "change", "aria-label": "Repartition in progress" },
-    el("header", {}, el("h4", {}, `Repartition to ${pools(desired)}`), el("span", { class: "soft" }, `${now.way}, for ${lasting(Math.floor(now.running_s))}; longest stall announced ${lasting(now.announced_stall_s)}`)),
+  const title = Object.keys(desired).length ? `Repartition to ${pools(desired)}` : "Removal of the model";
+  return el("section", { class: "change", "aria-label": `${title}, in progress` },
+    el("header", {}, el("h4", {}, title), el("span", { class: "soft" }, `${now.way}, for ${lasting(Math.floor(now.running_s))}; longest stall announced ${lasting(now.announced_stall_s)}`)),
     el("div", { class: "steps", role: "progressbar", "aria-valuemin": "0", "aria-valuemax": String(all), "aria-valuenow": String(done), "aria-label": `step ${done} of ${all}` },
       ...Array.from({ length: Math.min(all, 60) }, (_, place) => el("i", { class: place < done - 1 ? "done" : place === done - 1 ? "now" : "" }))),
     el("ol", {},
