@@ -4,10 +4,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from hypothesis import settings
 from hypothesis import strategies as st
 
 from deployments.routing import Arrival, Candidate, answer_tokens, choose
 
+quick = settings(max_examples=200, derandomize=True)
 IDLE = Candidate(
     replica="idle",
     waiting_prefill_tokens=0,

@@ -65,7 +65,7 @@ def _islands(arguments: argparse.Namespace) -> int:
     try:
         return _answered(arguments)
     except DiscoveryError as error:
-        _complain(f"{error}")
+        _complain(str(error))
         return 1
 
 
@@ -88,7 +88,7 @@ def _answered(arguments: argparse.Namespace) -> int:
         _print_measured(measured)
         return 1 if findings.problems else 0
     for sentence in findings.problems:  # where programs read the output, people still see this
-        _complain(f"{sentence}")
+        _complain(sentence)
     return 1 if findings.problems else 0
 
 

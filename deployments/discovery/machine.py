@@ -125,6 +125,5 @@ def read_machines(document: Any, where: str) -> tuple[Machine, ...]:
     except ValidationError as error:
         first = error.errors()[0]
         path = ".".join(map(str, first["loc"]))
-        raise DiscoveryError(
-            f"{where}: machines.{path}: {first['msg']}; give what `archipelago islands --json` wrote."
-        ) from error
+        wrong = f"machines.{path}: {first['msg']}" if path else "no list of machines"
+        raise DiscoveryError(f"{where}: {wrong}; give what `archipelago islands --json` wrote.") from error

@@ -56,12 +56,9 @@ def _gpu(nvml: Any, index: int, handle: Any) -> FoundGpu:
 
 def _links(nvml: Any, handle: Any) -> Iterable[tuple[int, int]]:
     """The links that the GPU has, with 1 for one that is up."""
-    states = ((number, _ask(nvml, "nvmlDeviceGetNvLinkState", handle, number)) for number in _link_numbers(nvml))
+    numbers = range(nvml.NVML_NVLINK_MAX_LINKS)
+    states = ((number, _ask(nvml, "nvmlDeviceGetNvLinkState", handle, number)) for number in numbers)
     return ((number, int(state)) for number, state in states if state is not None)
-
-
-def _link_numbers(nvml: Any) -> range:
-    return range(nvml.NVML_NVLINK_MAX_LINKS)
 
 
 def _link(nvml: Any, handle: Any, number: int, state: int) -> NvLink:

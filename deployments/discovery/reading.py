@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from deployments.discovery.machine import DiscoveryError, Machine, read_machines
@@ -29,13 +30,7 @@ def read_machine(root: Path = Path("/")) -> Machine:
             continue
         if machine.gpus:
             # The user should know why a lesser source was used, since it sees less.
-            return Machine(
-                host=machine.host,
-                source=machine.source,
-                gpus=machine.gpus,
-                connections=machine.connections,
-                notes=(*machine.notes, *tried),
-            )
+            return replace(machine, notes=(*machine.notes, *tried))
         tried.append(f"{machine.source} lists no NVIDIA GPU")
     raise DiscoveryError(f"this machine has no GPU that can be seen: {'; '.join(tried)}.")
 

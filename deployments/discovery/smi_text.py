@@ -34,7 +34,7 @@ class _Seen:
     links: dict[int, NvLink] | None = None
 
 
-def machine_from_text(text: str, host: str, source: str = "nvidia-smi") -> Machine:
+def machine_from_text(text: str, host: str) -> Machine:
     """The machine whose `nvidia-smi` printed `text`. Raises `DiscoveryError`."""
     lines = _UNDERLINE.sub("", text).splitlines()
     columns, rows = _matrix(lines)
@@ -55,7 +55,7 @@ def machine_from_text(text: str, host: str, source: str = "nvidia-smi") -> Machi
             seen.values = {**values, **seen.values, "has_mig": values["has_mig"] or seen.values.get("has_mig", False)}
     gpus = tuple(_gpu(index, listed.get(index, _Seen())) for index in sorted(indexes))
     connections, notes = _connections(host, sorted(indexes), columns, rows)
-    return Machine(host=host, source=source, gpus=gpus, connections=tuple(connections), notes=tuple(notes))
+    return Machine(host=host, source="nvidia-smi", gpus=gpus, connections=tuple(connections), notes=tuple(notes))
 
 
 def _matrix(lines: Sequence[str]) -> tuple[list[int], dict[int, list[str]]]:

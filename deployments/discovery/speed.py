@@ -58,6 +58,11 @@ def _links_per_gpu(machine: Machine, group: Sequence[FoundGpu]) -> int:
     return min(min(row) for row in rows.values()) if max(sums) > _MOST_NVLINKS else min(sums)
 
 
+def pcie_kind(generation: int | None) -> str:
+    """The planner's kind of link; it knows generations 4 to 6, and one that is not known counts as the first."""
+    return f"pcie{min(max(generation or 4, 4), 6)}"
+
+
 def pcie_between(group: Sequence[FoundGpu]) -> Link | None:
     """What the slowest GPU has over PCIe in one direction; None where its generation or width is not known."""
     rates = [
@@ -68,8 +73,8 @@ def pcie_between(group: Sequence[FoundGpu]) -> Link | None:
     if len(rates) < len(group):
         return None
     rate, slowest = min(rates, key=lambda each: each[0])
-    generation = slowest.pcie_generation or 4
-    kind = f"pcie{min(max(generation, 4), 6)}"
+    generation = slowest.pcie_generation
+    kind = pcie_kind(generation)
     usual = typical_link(kind)
     return Link(
         kind=kind,

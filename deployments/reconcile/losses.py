@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from deployments.reconcile.states import Desired, Pool, Pools, count_shapes, name_pools
+from deployments.reconcile.states import Desired, Pool, Pools, count_shapes, hardest_first, name_pools
 from placement.clusters.hardware import Cluster
 from placement.layout import Infeasible, Layout, Place, place
 from placement.shape import Shape
@@ -45,7 +45,7 @@ def survive(
     Returns:
         Infeasible where not one replica finds room.
     """
-    wish = sorted(count_shapes(desired.pools).elements(), key=lambda shape: (-shape.tp, -shape.gpus, str(shape)))
+    wish = hardest_first(count_shapes(desired.pools))
     found: list[Shape] = []
     homeless: dict[Shape, Infeasible] = {}
     for shape in wish:

@@ -75,6 +75,11 @@ def count_shapes(pools: Iterable[Pool]) -> Counter[Shape]:
     return +counts
 
 
+def hardest_first(counts: Counter[Shape]) -> tuple[Shape, ...]:
+    """Each shape as often as it is counted, first those that need most GPUs in one island, then in all."""
+    return tuple(sorted(counts.elements(), key=lambda shape: (-shape.tp, -shape.gpus, str(shape))))
+
+
 def gpus_of(pools: Iterable[Pool]) -> int:
     """GPUs that the pools take together."""
     return sum(pool.shape.gpus * pool.replicas for pool in pools)

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from deployments.reconcile.states import Desired, Phase, ReplicaState, count_shapes
+from deployments.reconcile.states import Desired, Phase, ReplicaState, count_shapes, hardest_first
 from placement.clusters.hardware import Cluster
 from placement.layout import Infeasible, Layout, Place, place
 from placement.shape import Shape
@@ -131,5 +131,4 @@ def _first_of_each(desired: Desired, live: Iterable[ReplicaState]) -> tuple[Repl
 
 
 def _missing(desired: Desired, kept: Iterable[ReplicaState]) -> tuple[Shape, ...]:
-    short = count_shapes(desired.pools) - Counter(one.layout.shape for one in kept)
-    return tuple(sorted(short.elements(), key=lambda shape: (-shape.tp, -shape.gpus, str(shape))))
+    return hardest_first(count_shapes(desired.pools) - Counter(one.layout.shape for one in kept))

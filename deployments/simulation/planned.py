@@ -13,7 +13,7 @@ from typing import Any
 
 from deployments.simulation.scheduler import Batch, Limits
 from deployments.verification import Whereabouts
-from placement import Cluster, Gpu, KvRoom, Layout, Lengths, ModelSpec, Node, Question, Shape, Workload, kv_room
+from placement import Cluster, Gpu, Layout, Lengths, ModelSpec, Node, Question, Shape, Workload, kv_room
 from placement.clusters.machines import gpu_kind, gpu_kinds, gpu_of
 from placement.clusters.terrain import Region, regions
 from placement.cost import constants
@@ -132,7 +132,7 @@ def _kv_tokens(
     if given is not None:
         share = max(stage_layers(model.layers, shape.pp)) / model.layers
         return int(given / (kv_bytes_per_gpu(model, shape.tp, request_tokens, element_bytes) * share) * request_tokens)
-    room: KvRoom = kv_room(
+    room = kv_room(
         model,
         shape,
         _gpu(gpu),

@@ -3,14 +3,13 @@ from http import HTTPStatus
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from routing_builders import arrival, arrivals, candidate, candidates
+from routing_builders import arrival, arrivals, candidate, candidates, quick
 
 from deployments.routing import Arrival, Candidate, Choice, Limits, Refusal, admit, choose
 from deployments.routing.admission import MAX_RETRY_S
 
-quick = settings(max_examples=200, derandomize=True)
 LIMITS = Limits(max_queued_requests=100, max_ttft_s=4.0, batch_share=0.5)
 
 

@@ -5,14 +5,12 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
-from routing_builders import SimulatedReplica, arrival, arrivals, candidate, candidates, serve
+from routing_builders import SimulatedReplica, arrival, arrivals, candidate, candidates, quick, serve
 
 from deployments.routing import Arrival, Candidate, choose
 from deployments.routing.choosing import DECODE_WEIGHT, TIE_SHARE
-
-quick = settings(max_examples=200, derandomize=True)
 
 
 def chosen(request: Arrival, replicas: list[Candidate], cached: dict[str, int] | None = None, spread: str = "i") -> Any:

@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from routing_builders import quick
 
 from deployments.routing import PrefixIndex, block_hashes
 
-quick = settings(max_examples=200, derandomize=True)
 PLENTY = 10**9
 
 

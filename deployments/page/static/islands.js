@@ -21,7 +21,7 @@ export function colourOf(model, shape) {
 }
 
 // Islands with their nodes and, for each GPU, who sits there.
-export function seated(overview) {
+function seated(overview) {
   const nodes = new Map(overview.cluster.nodes.map((node) => [node.name, { ...node, isGone: false, slots: Array(node.gpus).fill(null) }]));
   for (const fleet of overview.fleets) for (const replica of fleet.replicas) for (const seat of replica.seats) {
     if (!nodes.has(seat.node)) nodes.set(seat.node, { name: seat.node, island: seat.island, isGone: true, draining: false, slots: [] });
