@@ -17,6 +17,7 @@ from loadtests.measures import Floats, Requests
 
 BLOCK_S = 60.0
 FEWEST_BLOCKS = 10
+CONFIDENCE = 0.95
 
 Counts = NDArray[np.int64]
 # A figure of a run for each row of counts, which say how often every block was drawn.
@@ -75,7 +76,9 @@ def share(of: Callable[[Requests], NDArray[np.bool_]]) -> Figure:
 
     def figure(run: Blocked, counts: Counts) -> Floats:
         true = np.bincount(run.block, weights=of(run.requests).astype(np.float64), minlength=counts.shape[1])
-        return np.asarray((counts @ true) / (counts @ np.bincount(run.block, minlength=counts.shape[1])))
+        arrivals = counts @ np.bincount(run.block, minlength=counts.shape[1])
+        with np.errstate(invalid="ignore"):  # NaN where only blocks without an arrival were drawn
+            return np.asarray((counts @ true) / arrivals)
 
     return figure
 
@@ -114,7 +117,7 @@ def _ranked(ascending: Floats, block: NDArray[np.int64], counts: Counts, part: f
     return np.where(total > 0, ascending[np.minimum(row * width + place, len(ascending) - 1)], math.nan)
 
 
-def interval(differences: Floats, blocks: int, confidence: float = 0.95) -> Interval | None:
+def interval(differences: Floats, blocks: int) -> Interval | None:
     """The percentile interval, widened for few blocks; None where a resample has no difference.
 
     Without that, ten blocks give an interval that is a sixth too narrow (Hesterberg, "What Teachers Should Know About
@@ -122,7 +125,7 @@ def interval(differences: Floats, blocks: int, confidence: float = 0.95) -> Inte
     """
     if np.isnan(differences).any():
         return None
-    outside = NormalDist().cdf(-math.sqrt(blocks / (blocks - 1)) * _student(1 - (1 - confidence) / 2, blocks - 1))
+    outside = NormalDist().cdf(-math.sqrt(blocks / (blocks - 1)) * _student(1 - (1 - CONFIDENCE) / 2, blocks - 1))
     low, high = np.quantile(differences, [outside, 1 - outside])
     return Interval(low=float(low), high=float(high))
 

@@ -207,6 +207,7 @@ def comparison_table(comparison: Comparison) -> Table:
 
 
 def _shown(value: float | None, scale: float) -> str:
-    return (
-        NOTHING if value is None else f"{value * scale:,.4g}" if abs(value * scale) < 1000 else f"{value * scale:,.0f}"
-    )
+    if value is None:
+        return NOTHING
+    scaled = value * scale
+    return f"{scaled:,.4g}" if abs(scaled) < 1000 else f"{scaled:,.0f}"

@@ -1,8 +1,8 @@
 """The fields of a scenario that say how many requests arrive when, and how long they are."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 Rate = Annotated[float, Field(ge=0, le=1e6, description="Requests per second.")]
 Seconds = Annotated[float, Field(ge=0, le=1e7)]
@@ -59,8 +59,8 @@ class Ramp(Section):
 
     @field_validator("end_s")
     @classmethod
-    def _after_start(cls, end_s: float, info: object) -> float:
-        start_s = getattr(info, "data", {}).get("start_s", 0.0)
+    def _after_start(cls, end_s: float, info: ValidationInfo) -> float:
+        start_s = info.data.get("start_s", 0.0)
         if end_s <= start_s:
             raise ValueError(f"give a time after start_s ({start_s:g})")
         return end_s
@@ -142,8 +142,8 @@ class Uniform(Section):
 
     @field_validator("most")
     @classmethod
-    def _not_below(cls, most: int, info: object) -> int:
-        least = getattr(info, "data", {}).get("least", 1)
+    def _not_below(cls, most: int, info: ValidationInfo) -> int:
+        least = info.data.get("least", 1)
         if most < least:
             raise ValueError(f"give at least `least` ({least})")
         return most
@@ -160,6 +160,12 @@ class Lognormal(Section):
 
 
 Length = Annotated[Fixed | Uniform | Lognormal, Field(discriminator="kind")]
+
+
+def kinds_of(union: Any) -> tuple[str, ...]:
+    """The values of `kind` that tell the sections of `Arrivals` or `Length` apart."""
+    sections = get_args(get_args(union)[0])
+    return tuple(kind for section in sections for kind in get_args(section.model_fields["kind"].annotation))
 
 
 class Lengths(Section):

@@ -126,7 +126,8 @@ def read_limits(path: Path) -> Limits:
 def _told(problem: Any) -> str:
     place, name = ".".join(map(str, problem["loc"])), str(problem["loc"][-1])
     if problem["type"] != "extra_forbidden":
-        return f"{place}: {problem['msg'].removeprefix('Value error, ')}"
+        message = problem["msg"].removeprefix("Value error, ")
+        return f"{place}: {problem['input']!r}: {message}" if message == problem["msg"] else f"{place}: {message}"
     near = difflib.get_close_matches(name, RULES, n=3)
     return f"{place}: no such limit; " + (f"did you mean {', '.join(near)}?" if near else f"one of {', '.join(RULES)}")
 

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import socket
 from collections import Counter
 from datetime import datetime
 from pathlib import Path
@@ -15,6 +16,9 @@ from loadtests.run import LoadError, run
 from loadtests.scenario import Scenario
 from loadtests.scenario_reading import ScenarioError, parse_scenario, read_scenario, shipped_names
 from loadtests.traces import TraceError
+
+_MAX_PORT = 65535
+_OPTIONS = {"duration_s": "duration", "control.url": "control", "check_text": "reference"}
 
 
 def add_commands(commands: Any) -> None:
@@ -38,6 +42,7 @@ def add_commands(commands: Any) -> None:
 def _load(arguments: argparse.Namespace) -> int:
     try:
         scenario = _changed(read_scenario(arguments.scenario, os.environ), arguments)
+        _check_ui(arguments.ui)
         out_dir = arguments.out or Path("load", f"{scenario.name}-{datetime.now():%Y%m%d-%H%M%S}")
         _say(f"{scenario.name}: {scenario.duration_s:g} s against {scenario.url}; results in {out_dir}")
         records = run(scenario, out_dir, ui_port=arguments.ui)
@@ -61,7 +66,28 @@ def _changed(scenario: Scenario, arguments: argparse.Namespace) -> Scenario:
     values = scenario.model_dump(exclude_unset=True) | {
         name: value for name, value in given.items() if value is not None
     }
-    return parse_scenario(values, Path(arguments.scenario).resolve(), {})
+    path = Path(arguments.scenario).resolve()
+    try:
+        return parse_scenario(values, path, {})
+    except ScenarioError as error:  # the scenario itself has been read: it is an option that is wrong
+        message = str(error).replace(f"{path}: ", "--")
+        for field, option in _OPTIONS.items():
+            message = message.replace(f"--{field}", f"--{option}")
+        raise ScenarioError(message) from error
+
+
+def _check_ui(port: int | None) -> None:
+    """Whether Locust could show its page there; it would tell of it with a traceback. Raises LoadError."""
+    if port is not None and not (0 < port <= _MAX_PORT and _is_free(port)):
+        raise LoadError(f"--ui: nothing can listen on {port} now; give a free port from 1 to {_MAX_PORT}")
+
+
+def _is_free(port: int) -> bool:
+    try:
+        with socket.create_server(("127.0.0.1", port)):
+            return True
+    except OSError:
+        return False
 
 
 def _told(path: Path, out_dir: Path) -> int:

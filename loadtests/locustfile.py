@@ -41,13 +41,13 @@ _start_at = gevent.event.AsyncResult()
 def _arrange(environment: Environment, **_: Any) -> None:
     """Let the master wait for all workers, twice: before the start and at the end."""
     runner = environment.runner
-    if not isinstance(runner, WorkerRunner):
-        environment.events.quit.add_listener(  # type: ignore[no-untyped-call]
-            lambda **_: _write_rows(environment)
-        )
     if isinstance(runner, WorkerRunner):
         runner.register_message(_START, lambda msg, **_: _start_at.set(msg.data["at"]))
-    elif isinstance(runner, MasterRunner):
+        return
+    environment.events.quit.add_listener(  # type: ignore[no-untyped-call]
+        lambda **_: _write_rows(environment)
+    )
+    if isinstance(runner, MasterRunner):
         ready: set[str] = set()
         done: set[str] = set()
         workers = _plan.scenario.workers
@@ -75,10 +75,9 @@ class Worker(User):
         runner = self.environment.runner
         is_worker = isinstance(runner, WorkerRunner)
         index = runner.worker_index if isinstance(runner, WorkerRunner | LocalRunner) else 0
-        requests = (
-            share_of(requests_of(_plan.scenario), index, _plan.scenario.workers) if _plan.scenario.is_open else []
-        )
-        words = wording(_plan.scenario, _plan.model, _plan.base_path, _api_key())
+        scenario = _plan.scenario
+        requests = share_of(requests_of(scenario), index, scenario.workers) if scenario.is_open else []
+        words = wording(scenario, _plan.model, _plan.base_path, _api_key())
         gc.collect()
         gc.freeze()  # a full collection would otherwise look through all modules and requests, for tens of milliseconds
         if is_worker:
@@ -87,7 +86,7 @@ class Worker(User):
         else:
             at = _start()
         start_s = time.perf_counter() + at - time.time()
-        client = StreamClient(_plan.scenario, words, worker=index, start_s=start_s)
+        client = StreamClient(scenario, words, worker=index, start_s=start_s)
         before = processor_s()
         # A line is written when it ends: what a worker found is not lost with the worker, nor ("x") if it began anew.
         with _folder.worker_records(index).open("x", encoding="utf-8", buffering=1) as file:
@@ -96,10 +95,10 @@ class Worker(User):
                 file.write(record.to_json() + "\n")
                 self._show(record)
 
-            dispatcher = Dispatcher(scenario=_plan.scenario, client=client, start_s=start_s, keep=keep)
-            if _plan.scenario.closed_loop:
-                clients = _plan.scenario.closed_loop.clients
-                dispatcher.closed_loop(range(index, clients, _plan.scenario.workers), clients)
+            dispatcher = Dispatcher(scenario=scenario, client=client, start_s=start_s, keep=keep)
+            if scenario.closed_loop:
+                clients = scenario.closed_loop.clients
+                dispatcher.closed_loop(range(index, clients, scenario.workers), clients)
             else:
                 dispatcher.open_loop(requests)
         figures: dict[str, Any] = {"loop_lag_ms": milliseconds(dispatcher.loop_lags_s)}

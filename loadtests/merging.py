@@ -42,7 +42,12 @@ def merged(
         records = [_compared(record, reference) for record in records]
         if not any(record.id in reference and record.text_sha for record in records):
             doubts.append("no text could be compared with the reference run")
-    header = {
+    records.sort(key=lambda record: (record.scheduled_s, record.id))
+    return _header(scenario, clients, doubts), tuple(records)
+
+
+def _header(scenario: Scenario, clients: list[dict[str, Any]], doubts: list[str]) -> dict[str, Any]:
+    return {
         "name": scenario.name,
         "url": scenario.url,
         "endpoint": scenario.endpoint,
@@ -58,7 +63,6 @@ def merged(
         "client": clients,
         "invalid": doubts,
     }
-    return header, tuple(sorted(records, key=lambda record: (record.scheduled_s, record.id)))
 
 
 def _records(path: Path) -> list[Record]:

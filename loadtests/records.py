@@ -124,7 +124,8 @@ def read_run(path: Path) -> Run:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise RecordsError(f"{path} cannot be read: {error}") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise RecordsError(f"{path} cannot be read: {reason}") from error
     first, *rest = text.rstrip("\n").split("\n")  # not splitlines: JSON may hold what only str takes for a line's end
     return _run_of(_header_of(first, path), rest, path)
 
@@ -140,9 +141,10 @@ def read_records(lines: Iterable[str]) -> list[Record]:
 
 
 def _header_of(line: str, path: Path) -> Mapping[str, Any]:
-    header = _object(line, path, 1).get("run")
-    if not isinstance(header, dict):
-        raise RecordsError(f'{path}, line 1: a file of records begins with {{"run": ...}}')
+    first = _object(line, path, 1)
+    header = first.get("run")
+    if not isinstance(header, dict) or len(first) > 1:  # a result.json has a run, too, and a report would replace it
+        raise RecordsError(f'{path}, line 1: a file of records begins with {{"run": ...}}; give records.jsonl')
     if header.get("version") != VERSION:
         raise RecordsError(f"{path}, line 1: version is {header.get('version')!r}; this program reads {VERSION}")
     return header

@@ -5,7 +5,6 @@ the file and words its mistakes, `schedule.py` makes the requests.
 """
 
 import re
-from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, JsonValue, field_validator, model_validator
@@ -170,8 +169,3 @@ class Scenario(Section):
         """The SLO in the form in which records carry it."""
         classes = {each.name: each.slo.model_dump() for each in self.classes if each.slo}
         return {**self.slo.model_dump(), "attainment": self.slo.percentile / 100, "classes": classes}
-
-
-def resolved_path(given: str, folder: Path) -> str:
-    """A path in a scenario is relative to the scenario's own folder."""
-    return str(folder / Path(given).expanduser())

@@ -10,11 +10,13 @@ import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from loadtests.demand import Trace
-from loadtests.scenario import Scenario, resolved_path
+from loadtests.demand import Arrivals, Length, Trace, kinds_of
+from loadtests.scenario import Scenario
 
+_YAML_NAMES = {None: "null", True: "true", False: "false"}
 SHIPPED = Path(__file__).parent / "scenarios"
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+_KINDS = {"arrivals": kinds_of(Arrivals), "input": kinds_of(Length), "output": kinds_of(Length)}
 _MAX_SHOWN = 80
 
 
@@ -35,9 +37,12 @@ def read_scenario(name: str, environ: Mapping[str, str]) -> Scenario:
     path = SHIPPED / f"{name}.yaml" if name in shipped_names() else Path(name)
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except FileNotFoundError as error:
         known = ", ".join(shipped_names())
-        raise ScenarioError(f"{name}: no such scenario; give a YAML file or one of {known} ({error})") from error
+        raise ScenarioError(f"{name}: no such scenario; give a YAML file or one of {known}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ScenarioError(f"{name} cannot be read ({reason}); give a YAML file") from error
     try:
         given = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -59,11 +64,16 @@ def parse_scenario(given: Any, path: Path, environ: Mapping[str, str]) -> Scenar
         raise ScenarioError("\n".join(f"{path}: {_problem(detail)}" for detail in error.errors())) from error
     changes: dict[str, Any] = {}
     if isinstance(scenario.arrivals, Trace):
-        trace_path = resolved_path(scenario.arrivals.file, path.parent)
+        trace_path = _resolved(scenario.arrivals.file, path.parent)
         changes["arrivals"] = scenario.arrivals.model_copy(update={"file": trace_path})
     if scenario.check_text:
-        changes["check_text"] = resolved_path(scenario.check_text, path.parent)
+        changes["check_text"] = _resolved(scenario.check_text, path.parent)
     return scenario.model_copy(update=changes)
+
+
+def _resolved(given: str, folder: Path) -> str:
+    """A path in a scenario is relative to the scenario's own folder."""
+    return str(folder / Path(given).expanduser())
 
 
 def _filled(value: Any, where: str, environ: Mapping[str, str], problems: list[str]) -> Any:
@@ -98,12 +108,13 @@ def _problem(detail: ErrorDetails) -> str:
             close = [] if name in known else get_close_matches(name, known, n=1)
             return f"{where}: no field of this section" + (f"; did you mean {close[0]}?" if close else "")
         case "union_tag_invalid" | "union_tag_not_found":
-            kinds = str(detail.get("ctx", {}).get("expected_tags", "a kind"))
             kind = detail["input"].get("kind") if isinstance(detail["input"], dict) else detail["input"]
-            return f"{where}.kind: {_shown(kind)} is not accepted; give one of {kinds or 'the kinds'}"
+            return f"{where}.kind: {_shown(kind)} is not accepted; give one of {', '.join(map(repr, _KINDS[name]))}"
         case "value_error":
             message = str(detail["ctx"]["error"])
             return f"{where}: {_shown(detail['input'])} is not accepted; {message}" if where else message
+        case "string_pattern_mismatch" if name == "url":
+            return f"{where}: {_shown(detail['input'])} is not accepted; give it like http://127.0.0.1:8000"
         case "string_pattern_mismatch":
             return f"{where}: {_shown(detail['input'])} is not accepted; it must match {detail['ctx']['pattern']}"
         case "model_type" | "dict_type" | "model_attributes_type":
@@ -115,14 +126,11 @@ def _problem(detail: ErrorDetails) -> str:
 
 def _path(detail: ErrorDetails) -> str:
     """Where the mistake is, as a user would write it. pydantic puts the chosen kind into the path; no user does."""
-    schema_kinds = {"constant", "poisson", "gamma", "step", "ramp", "spike", "square", "diurnal", "servegen", "trace"}
     path, before = "", ""
     for part in detail["loc"]:
         if isinstance(part, int):
             path += f"[{part}]"
-        elif not (before == "arrivals" and part in schema_kinds) and not (
-            before in {"input", "output"} and part in {"fixed", "uniform", "lognormal"}
-        ):
+        elif part not in _KINDS.get(before, ()):
             path += f".{part}" if path else part
         before = str(part)
     return path
@@ -135,7 +143,5 @@ def _all_fields() -> list[str]:
 
 
 def _shown(value: object) -> str:
-    text = (
-        {None: "null", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else repr(value)
-    )
+    text = _YAML_NAMES[value] if value is None or isinstance(value, bool) else repr(value)
     return text if len(text) <= _MAX_SHOWN else text[: _MAX_SHOWN - 3] + "..."

@@ -15,11 +15,12 @@ from typing import Any, get_args
 
 from placement.calibration import accuracy, links
 from placement.calibration import fit as calibration
-from placement.calibration.rows import case_of, known_as, points_of, read_rows
+from placement.calibration.rows import ENGINES, NEEDED, case_of, known_as, points_of, read_rows
 from placement.clusters.terrain import regions
 from placement.collectives import ExpertBackend
 from placement.collectives.fitting import fit_links
 from placement.cost import constants, residuals
+from placement.cost.prediction import Question
 from placement.given import (
     ERRORS,
     KV_BYTES,
@@ -29,6 +30,8 @@ from placement.given import (
     constants_in,
     links_in,
     model,
+    named,
+    own_sources,
     read_csv,
     residuals_in,
     slo,
@@ -40,10 +43,15 @@ from placement.planning.emit import served_configuration
 from placement.planning.explain import explain
 from placement.planning.plan import plan
 from placement.quantities import fraction
+from placement.scaling import report as scaling_report
+from placement.scaling import report_html, report_png
+from placement.scaling.scale import scale
 from placement.shape import Shape
+from placement.shown import show, write
 
 INFEASIBLE = 2
 _FEWEST_POINTS = 5
+_ROWS = "columns as --rows of `predict`, and the measured silicon_ttft_ms and silicon_tpot_ms"
 
 
 def add_commands(commands: Any, find_config: FindConfig) -> None:
@@ -72,20 +80,27 @@ def add_commands(commands: Any, find_config: FindConfig) -> None:
     scaling.set_defaults(run=_guarded(lambda arguments: _scaling(arguments, find_config)))
 
     predictor = commands.add_parser("predict", help="TTFT and TPOT for every row of a CSV of serving points")
-    predictor.add_argument("--rows", metavar="IN.csv", type=Path, required=True)
-    predictor.add_argument("--out", metavar="OUT.csv", type=Path, required=True)
+    needed = f"a header and a row for each point; needed: {', '.join(NEEDED)}"
+    predictor.add_argument("--rows", metavar="IN.csv", type=Path, required=True, help=needed)
+    predictor.add_argument("--out", metavar="OUT.csv", type=Path, required=True, help="id, pred_ttft_ms, pred_tpot_ms")
     _add_common(predictor)
     predictor.set_defaults(run=_guarded(_predict))
 
+    _add_calibrator(commands)
+
+
+def _add_calibrator(commands: Any) -> None:
     calibrator = commands.add_parser("calibrate", help="fit the constants to your own measured serving points")
-    calibrator.add_argument("rows", metavar="ROWS.csv", type=Path, help="columns as `predict`, and the measured times")
+    calibrator.add_argument("rows", metavar="ROWS.csv", type=Path, help=_ROWS)
     calibrator.add_argument("--out", metavar="DIR", type=Path, help="write what was fitted here")
     calibrator.add_argument(
         "--by", choices=("group", "curve"), default="curve", help="what a fold leaves out (default: curve)"
     )
     calibrator.add_argument("--from-scratch", action="store_true", help="start at the priors, not at what was fitted")
     calibrator.add_argument(
-        "--collectives", metavar="C", help="the CSV has nccl-tests of this cluster: fit its links (op, size_bytes, ...)"
+        "--collectives",
+        metavar="C",
+        help="the CSV has nccl-tests of this cluster: fit its links (op, size_bytes, ranks, time_us)",
     )
     calibrator.add_argument("--folds", metavar="N", type=int, default=5, help="folds of the check (default 5; 0: none)")
     _add_common(calibrator)
@@ -103,7 +118,7 @@ def _add_question(command: argparse.ArgumentParser) -> None:
     command.add_argument("--prefix-hits", metavar="S", default="0%", help="share of prompt tokens found in cache")
     command.add_argument("--precision", choices=sorted(PRECISIONS), help="serve the weights in this format")
     command.add_argument("--kv-cache", choices=sorted(KV_BYTES), default="auto", help="format of the KV cache")
-    command.add_argument("--engine", choices=("vllm", "sglang", "trtllm"), default="vllm", help="(default vllm)")
+    command.add_argument("--engine", choices=ENGINES, default=ENGINES[0], help="(default vllm)")
     command.add_argument(
         "--all2all", choices=get_args(ExpertBackend), default=get_args(ExpertBackend)[0], help="exchange of experts"
     )
@@ -129,6 +144,8 @@ def _guarded(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Nam
 def _plan(arguments: argparse.Namespace, find_config: FindConfig) -> int:
     if arguments.top < 1:
         raise InputError(f"--top: {arguments.top} is not accepted; give a number of options of at least 1.")
+    if arguments.emit and arguments.engine != "vllm":
+        raise InputError(f"--emit: `archipelago serve` runs vllm, not {arguments.engine}; leave out one of the two.")
     on = cluster(arguments.cluster)
     made = plan(
         model(arguments.model, arguments.precision, find_config),
@@ -144,24 +161,23 @@ def _plan(arguments: argparse.Namespace, find_config: FindConfig) -> int:
     )
     shape = Shape.parse(arguments.explain) if arguments.explain else None
     sentences = explain(made, shape, regions(on)[0]) if shape else []
+    own = own_sources(arguments.calibration)
     if arguments.json:
-        print(json.dumps(plan_report.as_json(made) | ({"explanation": sentences} if sentences else {}), indent=2))
+        found = plan_report.as_json(made, own_sources=own)
+        print(json.dumps(found | ({"explanation": sentences} if sentences else {}), indent=2))
     elif sentences:
-        print("\n".join(sentences))
+        show("\n".join(sentences))
     else:
-        print(plan_report.as_text(made, most=arguments.top))
+        show(plan_report.as_text(made, most=arguments.top, own_sources=own))
     if made.best is None:
         return INFEASIBLE
     if arguments.emit:
-        _write(arguments.emit, served_configuration(made, arguments.model, precision=arguments.precision))
+        write(arguments.emit, served_configuration(made, arguments.model, precision=arguments.precision))
+        print(f"what `archipelago serve` takes is written to {arguments.emit}", file=sys.stderr)
     return 0
 
 
 def _scaling(arguments: argparse.Namespace, find_config: FindConfig) -> int:
-    from placement.cost.prediction import Question
-    from placement.scaling import report as scaling_report
-    from placement.scaling.scale import scale
-
     region = regions(cluster(arguments.cluster))[0]
     question = Question(
         model=model(arguments.model, arguments.precision, find_config),
@@ -173,21 +189,21 @@ def _scaling(arguments: argparse.Namespace, find_config: FindConfig) -> int:
         exchange=arguments.all2all,
         kv_bytes_per_element=KV_BYTES[arguments.kv_cache],
     )
-    found = scale(
-        question,
-        region,
-        max_gpus=region.gpus if arguments.max_gpus is None else arguments.max_gpus,
-        running=arguments.running,
-        threshold=fraction(arguments.threshold, field="--threshold"),
-    )
-    print(json.dumps(scaling_report.as_json(found), indent=2) if arguments.json else scaling_report.as_text(found))
+    with named({"max_gpus": "--max-gpus", "running": "--running", "threshold": "--threshold"}):
+        found = scale(
+            question,
+            region,
+            max_gpus=region.gpus if arguments.max_gpus is None else arguments.max_gpus,
+            running=arguments.running,
+            threshold=fraction(arguments.threshold, field="--threshold"),
+        )
+    if arguments.json:
+        print(json.dumps(scaling_report.as_json(found), indent=2))
+    else:
+        show(scaling_report.as_text(found))
     if arguments.html:
-        from placement.scaling import report_html
-
-        _write(arguments.html, report_html.page(found))
+        write(arguments.html, report_html.page(found))
     if arguments.png:
-        from placement.scaling import report_png
-
         try:
             report_png.draw(found, arguments.png)
         except OSError as error:
@@ -214,7 +230,7 @@ def _predict(arguments: argparse.Namespace) -> int:
     writer = csv.DictWriter(table, ("id", "pred_ttft_ms", "pred_tpot_ms"), lineterminator="\n")
     writer.writeheader()
     writer.writerows(answers)
-    _write(arguments.out, table.getvalue())
+    write(arguments.out, table.getvalue())
     print(json.dumps(answers, indent=2) if arguments.json else f"{len(answers)} rows written to {arguments.out}")
     return 0
 
@@ -231,13 +247,15 @@ def _calibrate_links(arguments: argparse.Namespace) -> int:
         for level, each in factors.items():
             print(f"  {level:<8} latency x {each['latency']:.2f}, bandwidth x {each['bandwidth']:.2f}")
     if arguments.out:
-        _write(arguments.out / "links.json", json.dumps(factors, indent=1) + "\n")
+        write(arguments.out / "links.json", json.dumps(factors, indent=1) + "\n")
     return 0
 
 
 def _calibrate(arguments: argparse.Namespace) -> int:
     if arguments.collectives:
         return _calibrate_links(arguments)
+    if arguments.folds < 0 or arguments.folds == 1:
+        raise InputError(f"--folds: {arguments.folds} is not accepted; give at least 2, or 0 for no check.")
     start = constants_in(arguments.calibration)
     if arguments.from_scratch:
         start = constants.priors(start)
@@ -258,20 +276,15 @@ def _calibrate(arguments: argparse.Namespace) -> int:
         accuracy.logarithms(measured, calibration.predict(batch, fitted)),
     )
     checks = {"before": accuracy.errors(measured, before)}
-    if arguments.folds:
-        print(f"checking with {arguments.folds} folds", file=sys.stderr)
-        held_out = accuracy.cross_validate(cases, start, by=arguments.by, folds=arguments.folds)
+    folds = min(arguments.folds, len(set(accuracy.labels_of(cases, arguments.by))))
+    if folds > 1:
+        print(f"checking with {folds} folds", file=sys.stderr)
+        held_out = accuracy.cross_validate(cases, start, by=arguments.by, folds=folds)
         checks[f"out of fold, by {arguments.by}"] = accuracy.errors(measured, held_out)
+    elif arguments.folds:
+        print(f"not checked: all points are of one {arguments.by}, and nothing is left to predict", file=sys.stderr)
     print(json.dumps(accuracy.as_json(checks), indent=2) if arguments.json else accuracy.as_text(checks))
     if arguments.out:
-        _write(arguments.out / "constants.json", json.dumps(constants.write(fitted), indent=1) + "\n")
-        _write(arguments.out / "residuals.json", residuals.write(learnt))
+        write(arguments.out / "constants.json", json.dumps(constants.write(fitted), indent=1) + "\n")
+        write(arguments.out / "residuals.json", residuals.write(learnt))
     return 0
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}.") from error

@@ -3,7 +3,8 @@
 import argparse
 import csv
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,17 @@ from placement.shape import ShapeError
 from placement.workload import Lengths, Slo, Workload, WorkloadError
 
 FindConfig = Callable[[str], Mapping[str, Any] | None]
+_CLUSTER_FILES = (".yaml", ".yml", ".json")
 _CALIBRATED = ("constants.json", "residuals.json", "links.json")
+_OPTIONS = {
+    "requests_per_s": "--rate",
+    "concurrency": "--concurrency",
+    "prefix_hit_rate": "--prefix-hits",
+    "spread": "--spread",
+    "ttft_s": "--ttft, in seconds,",
+    "tpot_s": "--tpot, in seconds,",
+    "percentile": "--percentile",
+}
 KV_BYTES = {"auto": 2.0, "bf16": 2.0, "fp16": 2.0, "fp8": 1.0}
 
 
@@ -56,9 +67,11 @@ def model(name: str, precision: str | None, find_config: FindConfig) -> ModelSpe
     quantised = path and path.with_name("hf_quant_config.json")
     config = read_json(path) if path else catalogue.config(name) or find_config(name)
     if config is None:
+        close = catalogue.closest(name[:200])
+        hint = f"Did you mean {close}? Or give" if close else "Give"
         raise InputError(
-            f"model is {name[:200]!r}; it is no file, no directory with a config.json, and no model known offline or "
-            "on the hub. Give the path of its config.json."
+            f"model is {name[:200]!r}; it is no file, no directory with a config.json, no model known offline, and the "
+            f"hub did not give it. {hint} the path of its config.json."
         )
     spec = ModelSpec.from_hf_config(
         config, name=name, hf_quant_config=read_json(quantised) if quantised and quantised.exists() else None
@@ -78,12 +91,16 @@ def _config_file(name: str) -> Path | None:
 def cluster(text: str) -> Cluster:
     """A preset such as '4x dgx-h100', or the path of a YAML or JSON file that describes one."""
     path = Path(text)
-    if path.suffix not in (".yaml", ".yml", ".json"):
-        return read_cluster(text)
+    if path.suffix not in _CLUSTER_FILES:
+        try:
+            return read_cluster(text)
+        except ClusterError as error:
+            told = str(error) if str(error).endswith((".", "?")) else f"{error}."
+            raise InputError(f"--cluster: {told} The name of a file ends in {', '.join(_CLUSTER_FILES)}.") from error
     try:
         description = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--cluster: {path} cannot be read: {error}.") from error
+        raise InputError(f"--cluster: {path} cannot be read: {_why(error)}.") from error
     except yaml.YAMLError as error:
         reason = " ".join(str(error).split())  # a parser shows the place on lines of its own
         raise InputError(f"--cluster: {path} is not YAML or JSON: {reason}.") from error
@@ -93,23 +110,48 @@ def cluster(text: str) -> Cluster:
 def workload(arguments: argparse.Namespace) -> Workload:
     """Lengths, rate or clients, and prefix hits."""
     rate = getattr(arguments, "rate", None)
-    return Workload(
-        input_tokens=Lengths(mean_tokens=tokens(arguments.input, field="--input"), spread=arguments.spread),
-        output_tokens=Lengths(mean_tokens=tokens(arguments.output, field="--output"), spread=arguments.spread),
-        requests_per_s=None if rate is None else rate_per_s(rate, field="--rate"),
-        concurrency=getattr(arguments, "concurrency", None),
-        prefix_hit_rate=fraction(arguments.prefix_hits, field="--prefix-hits"),
-    )
+    with named(_OPTIONS):
+        return Workload(
+            input_tokens=_lengths(arguments.input, arguments.spread, "--input"),
+            output_tokens=_lengths(arguments.output, arguments.spread, "--output"),
+            requests_per_s=None if rate is None else rate_per_s(rate, field="--rate"),
+            concurrency=getattr(arguments, "concurrency", None),
+            prefix_hit_rate=fraction(arguments.prefix_hits, field="--prefix-hits"),
+        )
+
+
+def _lengths(text: str, spread: float, option: str) -> Lengths:
+    with named({"mean_tokens": option}):
+        return Lengths(mean_tokens=tokens(text, field=option), spread=spread)
+
+
+@contextmanager
+def named(options: Mapping[str, str]) -> Iterator[None]:
+    """Whoever gave options is told of those, not of the fields that they fill."""
+    try:
+        yield
+    except (ScalingError, WorkloadError) as error:
+        message = str(error)
+        for name, option in options.items():
+            message = message.replace(name, option)
+        raise type(error)(message) from error
 
 
 def slo(arguments: argparse.Namespace) -> Slo:
     """The slowest acceptable times and the share of requests that must keep them."""
     text = arguments.percentile.strip().lower().removeprefix("p").removesuffix("%")
-    return Slo(
-        ttft_s=None if arguments.ttft is None else seconds(arguments.ttft, field="--ttft", unit="ms"),
-        tpot_s=None if arguments.tpot is None else seconds(arguments.tpot, field="--tpot", unit="ms"),
-        percentile=round(fraction(f"{text}%", field="--percentile"), 9),  # 99.9 / 100 is above 0.999
-    )
+    with named(_OPTIONS):
+        return Slo(
+            ttft_s=None if arguments.ttft is None else seconds(arguments.ttft, field="--ttft"),
+            tpot_s=None if arguments.tpot is None else seconds(arguments.tpot, field="--tpot"),
+            percentile=round(fraction(f"{text}%", field="--percentile"), 9),  # 99.9 / 100 is above 0.999
+        )
+
+
+def own_sources(directory: Path | None) -> tuple[str, ...]:
+    """What a plan says of the files in a directory that `calibrate --out` wrote, as one of its sources."""
+    found = [name for name in _CALIBRATED if directory and (directory / name).exists()]
+    return (f"your calibration {directory}, instead of what is above: {', '.join(found)}",) if found else ()
 
 
 def constants_in(directory: Path | None) -> constants.Constants:
@@ -143,7 +185,7 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         with path.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path} cannot be read as CSV: {error}.") from error
+        raise InputError(f"{path} cannot be read as CSV: {_why(error)}.") from error
     if not rows:
         raise InputError(f"{path} holds no rows; give a header and at least one row.")
     return rows
@@ -154,10 +196,15 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as JSON: {error}.") from error
+        raise InputError(f"{path} cannot be read as JSON: {_why(error)}.") from error
     if not isinstance(document, dict):
         raise InputError(f"{path} holds {type(document).__name__}, not a JSON object.")
     return document
+
+
+def _why(error: Exception) -> str:
+    """Without the path and the number, where the system says why: the message around it names the path."""
+    return (isinstance(error, OSError) and error.strerror) or str(error)
 
 
 def _calibrated(directory: Path | None, name: str) -> dict[str, Any] | None:

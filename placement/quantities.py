@@ -44,44 +44,44 @@ def seconds(value: object, *, field: str = "", unit: str | None = None, zero_ok:
     return _read(value, _TIME, field=field, unit=unit, zero_ok=zero_ok)
 
 
-def bandwidth_bytes_per_s(value: object, *, field: str = "", unit: str | None = "B/s", zero_ok: bool = False) -> float:
+def bandwidth_bytes_per_s(value: object, *, field: str = "", unit: str | None = "B/s") -> float:
     """A data rate in bytes per second: GB/s, GiB/s, Gbit/s, Gbps, mbit. Raises `QuantityError`."""
-    return _read(value, _BANDWIDTH, field=field, unit=unit, zero_ok=zero_ok)
+    return _read(value, _BANDWIDTH, field=field, unit=unit)
 
 
-def size_bytes(value: object, *, field: str = "", unit: str | None = "B", zero_ok: bool = False) -> int:
+def size_bytes(value: object, *, field: str = "", unit: str | None = "B") -> int:
     """A size in bytes, rounded to a whole one: GB, GiB, Gi, G, MB. Raises `QuantityError`."""
-    return round(_read(value, _SIZE, field=field, unit=unit, zero_ok=zero_ok))
+    return round(_read(value, _SIZE, field=field, unit=unit))
 
 
-def flops_per_s(value: object, *, field: str = "", unit: str | None = None) -> float:
+def flops_per_s(value: object, *, field: str = "") -> float:
     """Floating-point (or integer) operations per second: TFLOPS, PFLOPS, TFLOP/s, TOPS. Raises `QuantityError`."""
-    return _read(value, _FLOPS, field=field, unit=unit, zero_ok=False)
+    return _read(value, _FLOPS, field=field, unit=None)
 
 
-def rate_per_s(value: object, *, field: str = "", unit: str | None = "/s", zero_ok: bool = False) -> float:
+def rate_per_s(value: object, *, field: str = "") -> float:
     """Requests per second: 10/s, 600/min, 36000/h, 10 rps. Raises `QuantityError`."""
-    return _read(value, _RATE_OF, field=field, unit=unit, zero_ok=zero_ok)
+    return _read(value, _RATE_OF, field=field, unit="/s")
 
 
-def fraction(value: object, *, field: str = "", zero_ok: bool = True) -> float:
+def fraction(value: object, *, field: str = "") -> float:
     """A share from 0 to 1: 50% or 0.5. Raises `QuantityError`."""
-    share = _read(value, _FRACTION, field=field, unit="", zero_ok=zero_ok)
+    share = _read(value, _FRACTION, field=field, unit="", zero_ok=True)
     if share > 1:
         raise QuantityError(f"{_prefix(field)}{value!r} is more than the whole; {_FRACTION.accepted}.")
     return share
 
 
-def tokens(value: object, *, field: str = "", zero_ok: bool = False) -> int:
+def tokens(value: object, *, field: str = "") -> int:
     """A whole number of tokens: 4096, 8k = 8K = 8,000, 8Ki = 8,192, 1M. Raises `QuantityError`."""
-    number = _read(value, _TOKENS, field=field, unit="", zero_ok=zero_ok)
+    number = _read(value, _TOKENS, field=field, unit="")
     # A thousandth of a thousandth: 4.1k is 4100 although 4.1 * 1000 may not be, in floating point.
     if not math.isclose(number, round(number), rel_tol=1e-9):
         raise QuantityError(f"{_prefix(field)}{value!r} is not a whole number of tokens; {_TOKENS.accepted}.")
     return round(number)
 
 
-def _read(value: object, quantity: _Quantity, *, field: str, unit: str | None, zero_ok: bool) -> float:
+def _read(value: object, quantity: _Quantity, *, field: str, unit: str | None, zero_ok: bool = False) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise _refused(value, quantity, field)
     found = _NUMBER_AND_UNIT.fullmatch(value) if isinstance(value, str) else None

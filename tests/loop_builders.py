@@ -35,6 +35,9 @@ def pools(text: str) -> Pools:
     return pools_of({Shape.parse(shape): int(replicas) for replicas, shape in parts})
 
 
+TWO, WIDE = pools("2 x tp2"), pools("1 x tp4")
+
+
 def wire(of: Pools) -> dict[str, int]:
     return {str(shape): replicas for shape, replicas in of.items()}
 

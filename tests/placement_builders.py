@@ -2,10 +2,20 @@
 
 from typing import Any
 
-from placement import Cluster, Gpu, Node
+from placement import Cluster, Gpu, ModelSpec, Node
+from placement.clusters.hardware import GpuKind
 
 GIB = 1024**3
 H100 = Gpu(name="H100", memory_bytes=80 * GIB)
+X1 = GpuKind(
+    kind="x1",
+    title="X1",
+    memory_bytes=GIB,
+    memory_bandwidth_bytes_per_s=1e12,
+    flops={"bf16": 1e14},
+    l2_bytes=0,
+    source="test",
+)
 
 
 def cluster_of(*islands: int | tuple[int, ...], gpu: Gpu = H100) -> Cluster:
@@ -15,6 +25,11 @@ def cluster_of(*islands: int | tuple[int, ...], gpu: Gpu = H100) -> Cluster:
         for position, gpus in enumerate((sizes,) if isinstance(sizes, int) else sizes):
             nodes.append(Node(name=f"island-{index}-node-{position}", island=f"island-{index}", gpus=gpus, gpu=gpu))
     return Cluster(nodes=tuple(nodes))
+
+
+def spec(config: dict[str, Any], **changes: object) -> ModelSpec:
+    """The model of a config in which some fields are changed."""
+    return ModelSpec.from_hf_config(config | changes, name="m")
 
 
 LLAMA_8B: dict[str, Any] = {

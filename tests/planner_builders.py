@@ -9,6 +9,7 @@ from placement.clusters.terrain import Region, regions
 from placement.layout import Infeasible
 from placement.models import catalogue
 from placement.models.model import ModelSpec
+from placement.models.precision import with_precision
 from placement.planning.option import Option
 from placement.planning.plan import Plan
 from placement.workload import Lengths, Slo, Workload
@@ -18,10 +19,12 @@ DEEPSEEK_V3 = "deepseek-ai/DeepSeek-V3"
 
 
 @cache
-def model(name: str = LLAMA_70B) -> ModelSpec:
+def model(name: str = LLAMA_70B, precision: str = "", **changed: Any) -> ModelSpec:
+    """A model of the catalogue, with `changed` fields in its config and its weights in `precision` where given."""
     config = catalogue.config(name)
-    assert config is not None
-    return ModelSpec.from_hf_config(config, name=name)
+    assert config is not None, name
+    spec = ModelSpec.from_hf_config({**config, **changed}, name=name)
+    return with_precision(spec, precision) if precision else spec
 
 
 @cache

@@ -119,7 +119,7 @@ def decision_fact(entry: Entry) -> dict[str, Any]:
     }
 
 
-def state_fact(number: int, state: State, *, at_s: float, why: str = "", by: str = "") -> dict[str, Any]:
+def state_fact(number: int, state: State, *, at_s: float, why: str, by: str) -> dict[str, Any]:
     """An entry is in another state from now on."""
     return {"fact": "state", "number": number, "at_s": at_s, "state": state, "why": why, "by": by}
 

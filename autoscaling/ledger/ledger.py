@@ -11,7 +11,6 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from autoscaling.ledger.entries import Entry, Outcome, State, add_fact, after, decision_fact, outcome_fact, state_fact
@@ -32,7 +31,7 @@ class Reading:
     """Entries by number, oldest first. `troubles` has a sentence for every line that cannot be read."""
 
     entries: Mapping[int, Entry]
-    troubles: tuple[str, ...] = ()
+    troubles: tuple[str, ...]
 
 
 def read_ledger(directory: Path, *, last: int = 100, number: int | None = None) -> Reading:
@@ -85,9 +84,7 @@ class Ledger:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         os.close(self._lock)
 
     def open(self, **fields: Any) -> Entry:

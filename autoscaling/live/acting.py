@@ -36,7 +36,7 @@ class Seen:
     model: str
     at_s: float
     fleet: Fleet | None
-    basis: Basis | None = None
+    basis: Basis | None
 
 
 class Actor:

@@ -63,20 +63,12 @@ def approve(arguments: argparse.Namespace) -> int:
             f"Decision {entry.number} is {entry.state}, not waiting to be approved. "
             f"{entry.why or '`archipelago decisions` has those that are.'}"
         )
-    answer(
-        arguments.directory,
-        entry.number,
-        Answer(is_approved=not arguments.reject, by=user_name(), why=arguments.reason),
+    given = Answer(is_approved=not arguments.reject, by=user_name(), why=arguments.reason)
+    answer(arguments.directory, entry.number, given)
+    carried_out = (
+        "approved: with its next look the autoscaler carries it out, unless what it sees then speaks for something else"
     )
-    if arguments.reject:
-        show(plain(f"Proposal {entry.number} is rejected."))
-    else:
-        show(
-            plain(
-                f"Proposal {entry.number} is approved: with its next look the autoscaler carries it out, "
-                "unless what it sees then speaks for something else."
-            )
-        )
+    show(plain(f"Proposal {entry.number} is {'rejected' if arguments.reject else carried_out}."))
     return 0
 
 
@@ -89,6 +81,8 @@ def freeze_or_thaw(arguments: argparse.Namespace, now_s: float) -> int:
     now = frozen(arguments.directory)
     if now is None:
         freeze(arguments.directory, Freeze(since_s=now_s, by=user_name(), why=arguments.reason))
+    if not read_ledger(arguments.directory, last=1).entries:  # the wrong directory would freeze nobody
+        show(plain(f"No autoscaler has decided anything in {arguments.directory} so far; --directory names another."))
     show(plain("Nothing is changed until `archipelago freeze --off`." + (f" {now.by} said so." if now else "")))
     return 0
 
@@ -110,7 +104,7 @@ def user_name() -> str:
         return f"user {os.getuid()}"
 
 
-def show(shown: RenderableType | str) -> None:
+def show(shown: RenderableType) -> None:
     """Lines as long as they are, for those that come after a pipe; tables as wide as the terminal."""
     console().print(shown, markup=False, soft_wrap=isinstance(shown, str | Text))
 

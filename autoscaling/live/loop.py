@@ -6,6 +6,7 @@ what goes wrong with the control API or Prometheus is an observation like any ot
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -82,17 +83,8 @@ class Autoscaler:
             say=say,
         )
         learnt, trouble = read_learnt(terms.directory)
-        self._stewards = [
-            Steward(
-                one,
-                actor=actor,
-                ledger=ledger,
-                learnt=learnt.get(one.model, Learnt()),
-                settle_s=terms.settle_s,
-                metrics=metrics,
-            )
-            for one in watched
-        ]
+        steward = partial(Steward, actor=actor, ledger=ledger, settle_s=terms.settle_s, metrics=metrics)
+        self._stewards = [steward(one, learnt=learnt.get(one.model, Learnt())) for one in watched]
         self._said: dict[str, str] = {}
         self._bulletin = Bulletin(
             control=control,

@@ -3,7 +3,6 @@
 import json
 import ssl
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import httpx
@@ -21,7 +20,6 @@ class Prometheus:
         token: sent as bearer token; or
         user, password: sent as basic authentication. None of these is ever in a message.
         ca_file: certificate authorities to trust instead of the system's.
-        is_verified: whether the server's certificate is looked at.
         timeout_s: for each wait on the network, and for Prometheus's own evaluation.
         transport: what carries the requests; None is the network.
 
@@ -37,7 +35,6 @@ class Prometheus:
         user: str | None = None,
         password: str = "",
         ca_file: Path | None = None,
-        is_verified: bool = True,
         timeout_s: float = 10.0,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
@@ -46,7 +43,7 @@ class Prometheus:
         self._http = httpx.Client(
             headers={} if token is None else {"Authorization": f"Bearer {_bearer(token, user)}"},
             auth=None if user is None else httpx.BasicAuth(user, password),
-            verify=_trust(ca_file) if is_verified else False,
+            verify=_trust(ca_file),
             timeout=timeout_s,
             transport=transport,
             trust_env=False,  # a proxy or .netrc of the environment would be shown the credentials, or replace them
@@ -55,9 +52,7 @@ class Prometheus:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:

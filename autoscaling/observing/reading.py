@@ -1,25 +1,24 @@
 """From Prometheus's answers and the fleet's state to one observation, or to why there is none. Pure but for `ask`.
 
 An idle fleet is seen as one with no demand; what is not known is `Blind`. A few replicas that export nothing do not
-hide the rest: what the others of their pool report stands for them, up to `Tolerance.silent_share`.
+hide the rest: what the others of their pool report stands for them, up to `trust.SILENT_SHARE`.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from autoscaling.observation import Blind, BlindKind, Demand, Fleet, History, Observation, PoolLoad
+from autoscaling.observation import Blind, BlindKind, Demand, Fleet, Observation, PoolLoad
 from autoscaling.observing import queries, trust
 from autoscaling.observing.histograms import counted, share_below, spread
 from autoscaling.observing.past import MAX_STEPS, STEP_S, dispersion, history
 from autoscaling.observing.queries import Ask, Failure, FailureKind, Moment, Query, joined, parted
-from autoscaling.observing.trust import Circumstances, Parts, Tolerance, total
+from autoscaling.observing.trust import Circumstances, Parts, total
 from placement import Lengths, Shape, Slo
 
 ENOUGH = 30  # finished requests: their mean length is then within 18 % (one standard error at a spread of 1)
 LOOKBACKS_S = (600.0, 3600.0)  # where lengths are looked for when the window has not enough
 FIRST_LOOKBACK_S = 86_400.0  # and when nothing was seen before either
 MAX_SPREAD = 10.0  # that placement knows
-TOLERANCE = Tolerance()
 
 _KINDS: Mapping[FailureKind, BlindKind] = {"slow": "slow", "partial": "missing"}
 
@@ -50,7 +49,6 @@ def read(
     now_s: float,
     window_s: float = 60.0,
     scrape_interval_s: float = 15.0,
-    tolerance: Tolerance = TOLERANCE,
     history_s: float = MAX_STEPS * STEP_S,
     last: Observation | None = None,
 ) -> Observation | Blind:
@@ -64,38 +62,40 @@ def read(
         window_s: rates and percentiles are of the last `window_s`; four scrape intervals or more.
         last: the last observation of this model, so that of its history only what is new is asked for.
     """
-    answer = ask(Moment(promql=_tick(model, slo, window_s), at_s=now_s))
+    tick = joined(queries.TICK, model=model, window_s=window_s, percentile=slo.percentile)
+    answer = ask(Moment(promql=tick, at_s=now_s))
     if isinstance(answer, Failure):
         return _blind(now_s, answer)
     parts = parted(answer)
-    seen = Circumstances(
-        model=model,
-        now_s=now_s,
-        window_s=window_s,
-        scrape_interval_s=scrape_interval_s,
-        fleet=fleet,
-        tolerance=tolerance,
-    )
+    seen = Circumstances(model=model, now_s=now_s, window_s=window_s, scrape_interval_s=scrape_interval_s, fleet=fleet)
     trouble = trust.trouble(parts, seen)
     if trouble is not None:
         return Blind(at_s=now_s, kind=trouble[0], why=trouble[1])
+    found = _observed(ask, parts, seen, slo, history_s, last)
+    return _blind(now_s, found) if isinstance(found, Failure) else found
+
+
+def _observed(
+    ask: Ask, parts: Parts, seen: Circumstances, slo: Slo, history_s: float, last: Observation | None
+) -> Observation | Failure:
+    """`parts` are to be believed; what goes further back than the window is asked for here."""
     habits = _habits(ask, parts, seen, last)
     if isinstance(habits, Failure):
-        return _blind(now_s, habits)
-    known = None if last is None else last.history
-    past = history(ask, model=model, now_s=now_s, length_s=history_s, scrape_interval_s=scrape_interval_s, known=known)
+        return habits
+    past = history(
+        ask,
+        model=seen.model,
+        now_s=seen.now_s,
+        length_s=history_s,
+        scrape_interval_s=seen.scrape_interval_s,
+        known=None if last is None else last.history,
+    )
     if isinstance(past, Failure):
-        return _blind(now_s, past)
+        return past
     scraped_s = total(parts, queries.NEWEST)
-    bursts = dispersion(ask, model=model, scraped_s=scraped_s, scrape_interval_s=scrape_interval_s)
+    bursts = dispersion(ask, model=seen.model, scraped_s=scraped_s, scrape_interval_s=seen.scrape_interval_s)
     if isinstance(bursts, Failure):
-        return _blind(now_s, bursts)
-    return _observation(parts, seen, slo, habits, past, bursts)
-
-
-def _observation(
-    parts: Parts, seen: Circumstances, slo: Slo, habits: Habits, past: History, bursts: float
-) -> Observation:
+        return bursts
     return Observation(
         at_s=seen.now_s,
         window_s=seen.window_s,
@@ -114,10 +114,6 @@ def _observation(
         attainment=_attainment(parts, slo, seen.window_s),
         refused_per_s=total(parts, queries.REFUSED),
     )
-
-
-def _tick(model: str, slo: Slo, window_s: float) -> str:
-    return joined(queries.TICK, model=model, window_s=window_s, percentile=slo.percentile)
 
 
 def _blind(now_s: float, failure: Failure) -> Blind:

@@ -16,19 +16,9 @@ from placement import Shape, ShapeError
 Parts = Mapping[str, Sequence[Series]]  # by name of query
 Trouble = tuple[BlindKind, str]
 
+SILENT_SHARE = 0.25  # of replicas, of ingresses and of the samples in a window that may be missing
+_STALE_INTERVALS = 3.0  # of scrapes: how old the newest sample may be, and how far Prometheus's clock may be ahead
 _OF_ONE_REPLICA = (queries.RUNNING, queries.WAITING, queries.KV_USAGE)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tolerance:
-    """What is put up with before an observation is refused.
-
-    `silent_share`: of replicas, of ingresses and of the samples in a window that may be missing. `stale_intervals`: how
-    old the newest sample may be, in scrape intervals, and how far Prometheus's clock may be ahead.
-    """
-
-    silent_share: float = 0.25
-    stale_intervals: float = 3.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +30,6 @@ class Circumstances:
     window_s: float
     scrape_interval_s: float
     fleet: Fleet
-    tolerance: Tolerance
 
 
 def total(parts: Parts, query: Query) -> float:
@@ -84,7 +73,7 @@ def _unseen(parts: Parts, seen: Circumstances) -> Iterator[Trouble]:
 
 
 def _clocks(parts: Parts, seen: Circumstances) -> Iterator[Trouble]:
-    allowed_s = seen.tolerance.stale_intervals * seen.scrape_interval_s
+    allowed_s = _STALE_INTERVALS * seen.scrape_interval_s
     age_s = seen.now_s - total(parts, queries.NEWEST)
     if age_s > allowed_s:
         yield (
@@ -98,17 +87,17 @@ def _clocks(parts: Parts, seen: Circumstances) -> Iterator[Trouble]:
 
 
 def _gaps(parts: Parts, seen: Circumstances) -> Iterator[Trouble]:
-    share = seen.tolerance.silent_share
     samples, expected = total(parts, queries.SAMPLES), seen.window_s / seen.scrape_interval_s
-    if samples < math.ceil((1 - share) * expected):
+    if samples < math.ceil((1 - SILENT_SHARE) * expected):
         yield (
             "stale",
             f"The last {seen.window_s:g} s have {samples:g} samples, {expected:.0f} are expected at one every "
             f"{seen.scrape_interval_s:g} s: a gap in the scrapes, or an ingress that has just started.",
         )
     silent, live = total(parts, queries.SILENT_INGRESSES), total(parts, queries.INGRESSES)
-    if silent > share * (silent + live):
-        yield "stale", f"Prometheus cannot scrape {silent:g} of {silent + live:g} ingresses; {share:.0%} may be silent."
+    if silent > SILENT_SHARE * (silent + live):
+        few = f"{silent:g} of {silent + live:g} ingresses"
+        yield "stale", f"Prometheus cannot scrape {few}; {SILENT_SHARE:.0%} may be silent."
 
 
 def _missing(parts: Parts, seen: Circumstances) -> Iterator[Trouble]:
@@ -152,11 +141,11 @@ def _silence(parts: Parts, seen: Circumstances) -> Iterator[Trouble]:
     found = reporting(parts)
     silent = {shape: max(0, serving - len(found.get(shape, ()))) for shape, serving in seen.fleet.serving.items()}
     serving = sum(seen.fleet.serving.values())
-    if sum(silent.values()) > seen.tolerance.silent_share * serving:
+    if sum(silent.values()) > SILENT_SHARE * serving:
         yield (
             "missing",
             f"{spelled(pools_of(silent))} of the {serving} replicas that serve {seen.model} export nothing, or no "
-            f"numbers; {seen.tolerance.silent_share:.0%} may be silent.",
+            f"numbers; {SILENT_SHARE:.0%} may be silent.",
         )
 
 

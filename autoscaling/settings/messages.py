@@ -43,11 +43,9 @@ def _problem(detail: ErrorDetails, model: type[BaseModel]) -> str:
     path = _path(detail["loc"])
     match detail["type"]:
         case "missing":
-            fields = _section(model, detail["loc"][:-1]).model_fields.items()
-            is_it = str(detail["loc"][-1])
-            first, *_ = next(field.description or "" for name, field in fields if is_it in (name, field.alias)).split(
-                ". "
-            )
+            fields, missing = _section(model, detail["loc"][:-1]).model_fields.items(), detail["loc"][-1]
+            description = next(field.description or "" for name, field in fields if missing in (name, field.alias))
+            first = description.partition(". ")[0]
             return f"{path}: missing; give {first[:1].lower()}{first[1:].rstrip('.')}"
         case "extra_forbidden":
             known = [field.alias or name for name, field in _section(model, detail["loc"][:-1]).model_fields.items()]

@@ -85,7 +85,7 @@ def logarithms(rows: Sequence[Row], prediction: Prediction) -> dict[Target, Arra
 
 
 def cross_validate(
-    cases: Sequence[Case], constants: Constants, *, by: str = "group", folds: int | None = None, seed: int = 0
+    cases: Sequence[Case], constants: Constants, *, by: str = "group", folds: int | None = None
 ) -> Prediction:
     """Each case predicted from constants and residuals that were learnt on other folds only.
 
@@ -96,7 +96,7 @@ def cross_validate(
     rows = [case.row for case in cases]
     prior, points, weights = priors(constants), points_of(cases), trust(rows)
     tpot_ms, ttft_ms = np.zeros(len(cases)), np.zeros(len(cases))
-    for held in folds_of([_label(case, by) for case in cases], FOLDS[by] if folds is None else folds, seed):
+    for held in folds_of(labels_of(cases, by), FOLDS[by] if folds is None else folds):
         training = stacked([case for case, out in zip(cases, held, strict=True) if not out])
         test = stacked([case for case, out in zip(cases, held, strict=True) if out])
         fitted = fit(training, prior, weights=weights[~held])
@@ -107,12 +107,17 @@ def cross_validate(
     return Prediction(ttft_ms=ttft_ms, tpot_ms=tpot_ms)
 
 
-def folds_of(labels: Sequence[str], folds: int, seed: int) -> list[NDArray[np.bool_]]:
-    """Which cases each fold holds out: every case in one fold, cases of one label in the same."""
+def labels_of(cases: Sequence[Case], by: str) -> list[str]:
+    """What is never divided over folds, for each case; see `cross_validate`."""
+    return [_label(case, by) for case in cases]
+
+
+def folds_of(labels: Sequence[str], folds: int) -> list[NDArray[np.bool_]]:
+    """Which cases each fold holds out: every case in one fold, cases of one label in the same. Always the same ones."""
     names = np.unique(labels)
     if min(folds, len(names)) < 2:
         raise AccuracyError(f"folds is {folds} for {len(names)} labels; both must be at least 2.")
-    shuffled = np.random.default_rng(seed).permutation(names)
+    shuffled = np.random.default_rng(0).permutation(names)
     return [np.isin(labels, shuffled[fold::folds]) for fold in range(min(folds, len(names)))]
 
 

@@ -43,7 +43,7 @@ def slo_choice(rows: Sequence[Row], prediction: Prediction, *, ttft_ms: float = 
 
 
 def slo_choice_by_chance(
-    rows: Sequence[Row], prediction: Prediction, *, ttft_ms: float = math.inf, folds: int = 5, seed: int = 0
+    rows: Sequence[Row], prediction: Prediction, *, ttft_ms: float = math.inf, folds: int = 5
 ) -> Choice:
     """The same as `plan` chooses: what a candidate costs counts for more the less likely it keeps the limits.
 
@@ -51,7 +51,7 @@ def slo_choice_by_chance(
     """
     scenarios = np.array([_scenario(row) for row in rows])
     scored = []
-    for held in folds_of(list(np.unique(scenarios)), folds, seed):
+    for held in folds_of(list(np.unique(scenarios)), folds):
         inside = np.isin(scenarios, np.unique(scenarios)[held])
         rule = by_chance(errors_spread(*part(rows, prediction, ~inside)))
         scored += _outcomes(*part(rows, prediction, inside), ttft_ms, rule)

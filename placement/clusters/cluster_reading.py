@@ -23,10 +23,10 @@ link's `source` says which. `gpu: {kind: h100_sxm, memory: 96 GB}` changes a kno
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any, TypeVar
+from typing import Any
 
 from placement.clusters.hardware import Cluster, ClusterError, Gpu, Links, Node
 from placement.clusters.hardware_reading import GIVEN, read_gpu, read_links, refuse_unknown, require, text, whole
@@ -39,7 +39,6 @@ _FORMS = {
     "gpu": ("gpu", "gpus_per_machine", "machines", "island_size", "links", "usd_per_gpu_hour"),
     "machines": ("machines",),
 }
-T = TypeVar("T")
 
 
 def read_cluster(description: Mapping[str, Any] | str) -> Cluster:
@@ -87,7 +86,10 @@ def _preset(entry: Mapping[str, Any] | str, path: str) -> tuple[Machine, int]:
         found = _WORD.fullmatch(entry.strip())
         require(found is not None, path[:-1] or "cluster", entry, "a preset's name, such as dgx-h100 or '4x dgx-h100'")
         count, name = found.groups() if found else (None, "")
-        return _at(path, lambda: machine(name)), int(count or 1)
+        try:
+            return machine(name), int(count or 1)
+        except ClusterError as error:
+            raise ClusterError(f"{path[:-1]}: {error}" if path else str(error)) from error
     require(isinstance(entry, Mapping), path[:-1], entry, "a preset's name or a mapping with machine")
     refuse_unknown(entry, _FORMS["machine"], path)
     require("machine" in entry, f"{path}machine", None, "the name of a preset, such as dgx-h100")
@@ -187,11 +189,3 @@ def _price(given: Mapping[str, Any], path: str) -> float | None:
     is_number = isinstance(price, int | float) and not isinstance(price, bool) and 0 < price < float("inf")
     require(price is None or is_number, f"{path}usd_per_gpu_hour", price, "a number above 0")
     return float(price) if price is not None else None
-
-
-def _at(path: str, read: Callable[[], T]) -> T:
-    """`read`, with the place of the entry in front of its error."""
-    try:
-        return read()
-    except ClusterError as error:
-        raise ClusterError(f"{path.removesuffix('.')}: {error}" if path else str(error)) from error

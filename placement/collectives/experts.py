@@ -26,6 +26,7 @@ ExpertBackend = Literal[
 _LOW_LATENCY_S = {"dispatch": (13.5e-6, 5e-6), "combine": (10e-6, 15e-6)}
 _HIGH_THROUGHPUT_S = 30e-6  # not published; as a low-latency exchange over 8 machines
 _ONE_SIDED_S = {"dispatch": 18e-6, "combine": 32e-6}
+_RESULT_BYTES = 2.0  # of an element: sums are kept in 16 bits
 _ONE_SIDED_KNEE = 1.5  # exponent of the crossover between waiting and sending
 # Shares of a link's line rate: DeepEP low-latency 245 of 450 GB/s over NVLink, 46-48 of 50 GB/s over the network;
 # high-throughput 153 of 200 GB/s over NVLink (H800); one-sided 620-680 of 900 GB/s.
@@ -64,11 +65,10 @@ def moe_combine(
     routing: Routing,
     *,
     backend: ExpertBackend = "allgather_reducescatter",
-    bytes_per_element: float = 2.0,
     engine: Engine = "vllm",
 ) -> Transfer:
-    """Bring the results of `tokens` of each rank back."""
-    return _exchange("combine", tokens, group, routing, backend, bytes_per_element, engine)
+    """Bring the results of `tokens` of each rank back, which are 16-bit whatever the experts compute in."""
+    return _exchange("combine", tokens, group, routing, backend, _RESULT_BYTES, engine)
 
 
 def _exchange(

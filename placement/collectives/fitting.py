@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, pairwise
 
-from placement.collectives import Calibration, Engine, Factors, Group, Line, Op, collective_curve, line_time_s
+from placement.collectives import Calibration, Factors, Group, Line, Op, collective_curve, line_time_s
 
 _LINES = 3  # low-latency protocol, full-bandwidth protocol, in-switch reduction: no measured curve shows more regimes
 _WORTH_A_LINE = 1e-3  # mean relative error that one more line must save
@@ -36,7 +36,7 @@ class LinkFit:
     error_after: float
 
 
-def fit_links(points: Sequence[Point], *, engine: Engine = "nccl", start: Calibration | None = None) -> LinkFit:
+def fit_links(points: Sequence[Point], *, start: Calibration | None = None) -> LinkFit:
     """Fit the factors of every level that `points` cross, innermost first; other levels keep those of `start`.
 
     Minimises the mean absolute relative error, so that one outlier does not decide. Two points of one placement, a
@@ -49,30 +49,30 @@ def fit_links(points: Sequence[Point], *, engine: Engine = "nccl", start: Calibr
     for level in ("island", "machine", "network"):
         of_level = [point for point in points if point.group.span == level]
         if of_level:
-            fitted = _fit_level(of_level, engine, fitted, level)
+            fitted = _fit_level(of_level, fitted, level)
     return LinkFit(
         calibration=fitted,
-        error_before=mean_error(points, before, engine=engine),
-        error_after=mean_error(points, fitted, engine=engine),
+        error_before=mean_error(points, before),
+        error_after=mean_error(points, fitted),
     )
 
 
-def mean_error(points: Iterable[Point], calibration: Calibration, *, engine: Engine = "nccl") -> float:
-    """Mean of |predicted / measured - 1| over `points`."""
+def mean_error(points: Iterable[Point], calibration: Calibration) -> float:
+    """Mean of |predicted / measured - 1| over `points`, which NCCL ran."""
     curves: dict[tuple[Op, Group], Callable[[float], float]] = {}
     errors = []
     for point in points:
         key = (point.op, point.group)
         if key not in curves:
-            curves[key] = collective_curve(point.op, replace(point.group, calibration=calibration), engine).time_s
+            curves[key] = collective_curve(point.op, replace(point.group, calibration=calibration), "nccl").time_s
         errors.append(abs(curves[key](point.size_bytes) / point.time_s - 1))
     return sum(errors) / len(errors)
 
 
-def _fit_level(points: Sequence[Point], engine: Engine, start: Calibration, level: str) -> Calibration:
+def _fit_level(points: Sequence[Point], start: Calibration, level: str) -> Calibration:
     """A grid in log space that narrows around its best point."""
     best = start
-    best_error = mean_error(points, start, engine=engine)
+    best_error = mean_error(points, start)
     latency = bandwidth = 1.0
     step = _SPAN_FACTORS ** (1 / _STEPS)
     for _ in range(_ROUNDS):
@@ -81,7 +81,7 @@ def _fit_level(points: Sequence[Point], engine: Engine, start: Calibration, leve
             for column in range(-_STEPS, _STEPS + 1):
                 factors = Factors(latency=centre_latency * step**row, bandwidth=centre_bandwidth * step**column)
                 candidate = replace(start, **{level: factors})
-                error = mean_error(points, candidate, engine=engine)
+                error = mean_error(points, candidate)
                 if error < best_error:
                     best, best_error, latency, bandwidth = candidate, error, factors.latency, factors.bandwidth
         step **= 2 / _STEPS
@@ -118,15 +118,15 @@ def _lines_error(lines: tuple[Line, ...], points: Sequence[tuple[float, float]])
 
 def _fit_line(points: Sequence[tuple[float, float]]) -> Line:
     """Least squares of (latency + slope * size) / time - 1, with neither below 0."""
-    weights = [1 / time**2 for _, time in points]
-    total = sum(weights)
-    mean_size = sum(weight * size for weight, (size, _) in zip(weights, points, strict=True)) / total
-    mean_time = sum(weight * time for weight, (_, time) in zip(weights, points, strict=True)) / total
-    spread = sum(weight * (size - mean_size) ** 2 for weight, (size, _) in zip(weights, points, strict=True))
-    joint = sum(weight * (size - mean_size) * time for weight, (size, time) in zip(weights, points, strict=True))
+    weighed = [(1 / time**2, size, time) for size, time in points]
+    total = sum(weight for weight, _, _ in weighed)
+    mean_size = sum(weight * size for weight, size, _ in weighed) / total
+    mean_time = sum(weight * time for weight, _, time in weighed) / total
+    spread = sum(weight * (size - mean_size) ** 2 for weight, size, _ in weighed)
+    joint = sum(weight * (size - mean_size) * time for weight, size, time in weighed)
     slope = max(0.0, joint / spread)
     latency = mean_time - slope * mean_size
     if latency >= 0:
         return latency, slope
-    squares = sum(weight * size**2 for weight, (size, _) in zip(weights, points, strict=True))
-    return 0.0, sum(weight * size * time for weight, (size, time) in zip(weights, points, strict=True)) / squares
+    squares = sum(weight * size**2 for weight, size, _ in weighed)
+    return 0.0, sum(weight * size * time for weight, size, time in weighed) / squares

@@ -8,7 +8,7 @@ is looked up by itself. `calibration` fits the logarithms of all values at once,
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -62,21 +62,11 @@ class Constants:
 
     def with_values(self, values: Mapping[Key, float]) -> "Constants":
         """The same with other values for some keys."""
-        changed: dict[str, dict[str, float]] = {name: dict(item.values) for name, item in self.constants.items()}
+        changed = {name: dict(item.values) for name, item in self.constants.items()}
         for (name, key), value in values.items():
             changed[name][key] = value
-        constants = {
-            name: Constant(
-                unit=item.unit,
-                meaning=item.meaning,
-                source=item.source,
-                default=item.default,
-                spread=item.spread,
-                values=changed[name],
-            )
-            for name, item in self.constants.items()
-        }
-        return Constants(constants=constants, gemm=self.gemm, gemm_source=self.gemm_source)
+        constants = {name: replace(item, values=changed[name]) for name, item in self.constants.items()}
+        return replace(self, constants=constants)
 
 
 def priors(constants: Constants) -> Constants:

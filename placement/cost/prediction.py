@@ -188,7 +188,7 @@ def _loads(
         output_tokens=np.full(len(running), question.workload.output_tokens.mean_tokens),
         room_requests=np.repeat(most, repeats),
     )
-    served = with_running(work, repeated, demand, running, np.zeros_like(running))
+    served = with_running(work, repeated, demand, running)
     measured = np.concatenate(_measured_factors(question, places, sizes))
     ends = np.cumsum(repeats)
     return [

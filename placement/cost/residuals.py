@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,14 +22,17 @@ from placement.cost.work import Array
 from placement.models.model import ModelSpec
 from placement.shape import Shape
 
-Target = str  # "tpot" or "ttft"
+Target = Literal["tpot", "ttft"]
 
-TARGETS: tuple[Target, ...] = ("tpot", "ttft")
+TARGETS: tuple[Target, ...] = get_args(Target)
 LABELS = ("engine", "gpu", "family", "precision", "version", "client", "kind")
 _ROUNDS = 4  # of reweighting points that fit nothing
 _OUTLIER = 0.15  # a residual (log) this far from its neighbours has half the weight
 _LEAST_WEIGHT = 0.02
-_CLIP = {"tpot": 1.0, "ttft": 1.5}  # no correction learns from a point further off than e to this
+_CLIP: Mapping[Target, float] = {
+    "tpot": 1.0,
+    "ttft": 1.5,
+}  # no correction learns from a point further off than e to this
 
 
 class Component(NamedTuple):
@@ -40,7 +43,9 @@ class Component(NamedTuple):
     everywhere: float
 
 
-# Found by cross-validation on public serving points; the second number of each target is for the noise of a point.
+# Found by cross-validation on public serving points; `_NOISE` is the variance of a point.
+_SCALE: Mapping[Target, float] = {"tpot": 1.0, "ttft": 2.0}
+_NOISE: Mapping[Target, float] = {"tpot": 0.004, "ttft": 0.008}
 KERNEL: Mapping[Target, tuple[Component, ...]] = {
     target: (
         Component(("engine",), scale * 0.01, 0.0),
@@ -54,9 +59,8 @@ KERNEL: Mapping[Target, tuple[Component, ...]] = {
         Component(("engine", "client"), scale * 0.01, 0.0),
         Component(("family", "engine", "version", "precision"), scale * 0.02, 0.5),
     )
-    for target, scale in (("tpot", 1.0), ("ttft", 2.0))
+    for target, scale in _SCALE.items()
 }
-_NOISE = {"tpot": 0.004, "ttft": 0.008}
 _DISTANCE = 1.5  # in the units of `_place`
 _UNITS = (3.0, 1.5, 2.5, 2.5, 1.0, 1.0)  # doublings of clients, GPUs, input and output tokens; ep; dp
 

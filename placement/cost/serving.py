@@ -6,8 +6,8 @@ prompt while it writes its own answer, so
     TPOT = step(n) + (n - 1) * P / output tokens         P = time that one prompt adds to the steps it shares
     TTFT = HTTP and host + read the prompt + wait for prompts ahead + wait for room in the KV cache
 
-`n` is what the clients keep up (a closed loop), or what a rate leaves behind (an open one: Little's law), and at most
-what the KV cache holds. The constants are fitted on closed loops of public benchmarks (`constants.json`).
+`n` is at most what the KV cache holds. The constants are fitted on closed loops of public benchmarks, whose clients
+keep `n` up (`constants.json`); what a rate of arrivals comes to is for `option` and `simulation` to say.
 """
 
 from collections.abc import Mapping
@@ -17,10 +17,9 @@ import numpy as np
 
 from placement.cost.step import Step, last_stage_s, overhead_s, reading, step
 from placement.cost.work import Array, Number, Work
+from placement.models.memory import STEP_TOKENS
 
-_CHUNK_TOKENS = 8192  # vLLM's max_num_batched_tokens on data-centre GPUs
 _BUSIEST = 0.97  # the queue formula has a pole at 1; beyond this the KV cache or the clients bind first
-_LITTLE_ROUNDS = 40
 _MS = 1e-3
 _US = 1e-6
 
@@ -39,7 +38,6 @@ class Served(NamedTuple):
     ttft_s: Array
     tpot_s: Array
     running: Array
-    waiting: Array
     requests_per_s: Array
     prompt_s: Array
     prompt_busy: Array
@@ -60,42 +58,24 @@ def closed_loop(work: Work, factors: Mapping[str, Array], demand: Demand, client
     return served._replace(ttft_s=served.ttft_s + at_the_start_s, queue_s=served.queue_s + at_the_start_s)
 
 
-def open_loop(work: Work, factors: Mapping[str, Array], demand: Demand, requests_per_s: Array) -> Served:
-    """Requests that arrive at a rate. Where it is more than the replica can answer, TTFT is infinite."""
-    most = closed_loop(work, factors, demand, demand.room_requests)
-    low, high = np.ones_like(most.running), most.running
-    # Little's law has one solution: more running requests mean more answered, up to what the replica can do.
-    for _ in range(_LITTLE_ROUNDS):
-        running = np.sqrt(low * high)
-        answered = with_running(work, factors, demand, running, np.zeros_like(running)).requests_per_s
-        low, high = (
-            np.where(answered < requests_per_s, running, low),
-            np.where(answered < requests_per_s, high, running),
-        )
-    served = with_running(work, factors, demand, high, np.zeros_like(high))
-    overloaded = requests_per_s > most.requests_per_s
-    return served._replace(
-        ttft_s=np.where(overloaded, np.inf, served.ttft_s),
-        requests_per_s=np.minimum(requests_per_s, most.requests_per_s),
-    )
-
-
 def prompt_alone_s(work: Work, factors: Mapping[str, Array], demand: Demand) -> Array:
     """Reading one prompt on an idle replica, its chunks following each other through the pipeline.
 
     With data-parallel attention each rank reads a prompt of its own meanwhile: no rank reads part of another's.
     """
-    chunks = np.ceil(demand.input_tokens / _CHUNK_TOKENS)
+    chunks = np.ceil(demand.input_tokens / STEP_TOKENS)
     read = step(work, factors, work.dp, demand.input_tokens * work.dp)
     overhead = overhead_s(work, factors)
     # The last chunk may be short: behind the full ones it fills a stage only in part.
-    filled = np.maximum(demand.input_tokens / _CHUNK_TOKENS, 1.0)
+    filled = np.maximum(demand.input_tokens / STEP_TOKENS, 1.0)
     pipelined = (filled + work.pp - 1) / (filled * work.pp)
     busy_s = reading(read, factors).total_s + overhead * (chunks - factors["prefill"])
     return np.asarray(busy_s * pipelined)
 
 
-def with_running(work: Work, factors: Mapping[str, Array], demand: Demand, running: Array, waiting: Array) -> Served:
+def with_running(
+    work: Work, factors: Mapping[str, Array], demand: Demand, running: Array, waiting: Array | float = 0.0
+) -> Served:
     """The steady state of `running` requests; `waiting` more clients find no room in the KV cache."""
     batch = np.maximum(running / work.pp, 1.0)
     decode = step(work, factors, batch, np.zeros_like(batch))
@@ -118,7 +98,6 @@ def with_running(work: Work, factors: Mapping[str, Array], demand: Demand, runni
         ttft_s=host_s + alone_s + queue_s,
         tpot_s=tpot_s,
         running=running,
-        waiting=waiting,
         requests_per_s=running / (cycle_s + host_s + behind_prompts_s),
         prompt_s=prompt_s,
         prompt_busy=busy,

@@ -141,6 +141,9 @@ def work_of(
     read_bytes = sum(kind.read_bytes(context, traffic.kv_bytes_per_element) / shards for kind, shards in shares)
     state_bytes = 2 * model.linear_layers * model.linear_state_bytes / shape.tp  # read and written
     expert_share = model.moe_layers * model.expert_parameters / shape.expert_shards
+    routing = Routing(hidden_size=model.hidden_size, top_k=max(1, model.experts_per_token))
+    sent_bytes = _ACTIVATION_BYTES * _dispatched_share(expert_math, engine)
+    nothing = np.zeros(_SIZES)
     return Work(
         tp=shape.tp,
         pp=shape.pp,
@@ -167,18 +170,8 @@ def work_of(
         prefill_attention_flops=model.attention_flops(prompt, 0) / shape.tp / max(1, prompt),
         token_bytes=model.hidden_size * _ACTIVATION_BYTES,
         all_reduce_s=_all_reduces(groups.tensor, engine),
-        exchange_s=_exchanges(
-            groups.experts,
-            engine,
-            Routing(hidden_size=model.hidden_size, top_k=max(1, model.experts_per_token)),
-            exchange,
-            _ACTIVATION_BYTES * _dispatched_share(expert_math, engine),
-        )
-        if shape.dp > 1
-        else np.zeros(_SIZES),
-        send_s=np.sum(
-            [count * _sends(pair) for pair, count in groups.boundaries if count] or [np.zeros(_SIZES)], axis=0
-        ),
+        exchange_s=_exchanges(groups.experts, engine, routing, exchange, sent_bytes) if shape.dp > 1 else nothing,
+        send_s=np.sum([count * _sends(pair) for pair, count in groups.boundaries if count] or [nothing], axis=0),
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from placement.models import quantisation
 from placement.models.attention import AttentionLayers
 from placement.models.config_fields import ACCEPTED, Fields, ModelConfigError
-from placement.models.hf_mixers import attention_layers, block_width, head_sizes, linear_sizes
+from placement.models.hf_mixers import WIDTH_MULTIPLE, attention_layers, block_width, head_sizes, linear_sizes
 from placement.models.layer_kinds import EXPERTS, Mixer, Mlp, layer_kinds
 from placement.models.quantisation import Checkpoint, Stored
 
@@ -37,7 +37,6 @@ _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "opt": {"tie_word_embeddings": True},
     "gpt2": {"tie_word_embeddings": True},
 }
-_MULTIPLE = 256  # of the width of an MLP, in Llama-Nemotron's own code
 # Where checkpoints keep attention, linear mixers, dense MLPs, routed experts and shared experts, below `layers.N.`, by
 # the start of model_type.
 _MODULES: Mapping[str, tuple[str, str, str, str, str]] = {
@@ -173,7 +172,7 @@ def _dense_size(fields: Fields, kinds: Sequence[tuple[Mixer, Mlp]], hidden_size:
     """Width of a dense MLP; the mean where layers differ, rounded up to a multiple that tensor parallelism divides."""
     if blocks := fields.per_layer("block_configs", len(kinds)):
         sizes = [size for size in (block_width(fields, block, hidden_size) for block in blocks) if size]
-        return math.ceil(sum(sizes) / max(1, len(sizes)) / _MULTIPLE) * _MULTIPLE
+        return math.ceil(sum(sizes) / max(1, len(sizes)) / WIDTH_MULTIPLE) * WIDTH_MULTIPLE
     names = ("intermediate_size_mlp", "dense_intermediate_size", "intermediate_size", "ffn_hidden_size", "ffn_dim")
     size = fields.optional(*names, "n_inner")
     return size or (4 * hidden_size if fields.text("model_type") in _UNGATED else 0)

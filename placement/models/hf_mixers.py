@@ -10,6 +10,7 @@ from placement.models.config_fields import Fields, ModelConfigError
 from placement.models.layer_kinds import Mixer, Mlp
 
 Kinds = Sequence[tuple[Mixer, Mlp]]
+WIDTH_MULTIPLE = 256  # of an MLP, in Llama-Nemotron's own code (modeling_decilm.py)
 _CONV_BYTES = 2  # vLLM keeps the state of the short convolution in the activations' dtype
 
 
@@ -53,7 +54,7 @@ def block_width(fields: Fields, block: Any, hidden_size: int) -> int:
         return 0
     multiple = ffn.config.get("ffn_mult")
     if isinstance(multiple, int | float) and not isinstance(multiple, bool) and 0 < multiple < hidden_size:
-        return -(-int(2 * multiple * hidden_size / 3) // 256) * 256  # the rule in modeling_decilm.py
+        return -(-int(2 * multiple * hidden_size / 3) // WIDTH_MULTIPLE) * WIDTH_MULTIPLE
     return ffn.positive("intermediate_size")
 
 
@@ -111,13 +112,7 @@ def _indexed(fields: Fields, plain: AttentionLayers, hidden_size: int) -> list[A
     parameters = query + hidden_size * (index_dim + index_heads)
     shared = sum(kind == "shared" for kind in fields.list("indexer_types"))
     sparse = replace(plain, sparse_entries=top_k)
-    indexed = replace(
-        sparse,
-        layers=max(0, plain.layers - shared),
-        index_elements=index_dim,
-        index_entry_flops=2 * index_heads * index_dim,
-        projections=(*plain.projections, ("indexer", parameters)),
-    )
+    indexed = replace(_with_indexer(sparse, index_heads, index_dim, parameters), layers=max(0, plain.layers - shared))
     return [kind for kind in (indexed, replace(sparse, layers=min(shared, plain.layers))) if kind.layers]
 
 
@@ -128,14 +123,9 @@ def _block_sparse(fields: Fields, plain: AttentionLayers, hidden_size: int) -> l
         return [plain]
     layers = min(plain.layers, sum(flag == 1 for flag in sparse.list("sparse_attention_freq")))
     index_heads, index_dim = sparse.positive("sparse_num_index_heads"), sparse.positive("sparse_index_dim")
-    chosen = replace(
-        plain,
-        layers=layers,
-        sparse_entries=sparse.positive("sparse_topk_blocks") * sparse.positive("sparse_block_size"),
-        index_elements=index_dim,
-        index_entry_flops=2 * index_heads * index_dim,
-        projections=(*plain.projections, ("indexer", hidden_size * index_dim * (index_heads + 1))),
-    )
+    entries = sparse.positive("sparse_topk_blocks") * sparse.positive("sparse_block_size")
+    indexed = _with_indexer(plain, index_heads, index_dim, hidden_size * index_dim * (index_heads + 1))
+    chosen = replace(indexed, layers=layers, sparse_entries=entries)
     return [kind for kind in (chosen, replace(plain, layers=plain.layers - layers)) if kind.layers]
 
 
@@ -174,15 +164,20 @@ def _of_ratio(
         if ratio == with_indexer and ratio > 1:
             index_heads, index_dim = fields.positive("index_n_heads"), fields.positive("index_head_dim")
             query = fields.positive("q_lora_rank") * index_heads * index_dim
-            indexer = ("indexer", query + hidden_size * (index_dim + index_heads))
-            kind = replace(
-                kind,
-                sparse_entries=fields.positive("index_topk"),
-                index_elements=index_dim,
-                index_entry_flops=2 * index_heads * index_dim,
-                projections=(*plain.projections, indexer),
-            )
+            parameters = query + hidden_size * (index_dim + index_heads)
+            sparse = replace(kind, sparse_entries=fields.positive("index_topk"))
+            kind = _with_indexer(sparse, index_heads, index_dim, parameters)
         yield kind
+
+
+def _with_indexer(kind: AttentionLayers, heads: int, head_dim: int, parameters: int) -> AttentionLayers:
+    """`kind` with what scores its entries: one key for each of them, and queries of so many heads."""
+    return replace(
+        kind,
+        index_elements=head_dim,
+        index_entry_flops=2 * heads * head_dim,
+        projections=(*kind.projections, ("indexer", parameters)),
+    )
 
 
 def linear_sizes(fields: Fields, kinds: Kinds, *, hidden_size: int) -> dict[str, int]:

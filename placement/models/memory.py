@@ -77,12 +77,8 @@ def memory_use(
     `context_tokens` is 0 or more, 0.04 < `utilisation` <= 1, the rest 1 or more, and pp is at most the layers.
     """
     counts = {"requests": requests, "step_tokens": step_tokens, "running_requests": running_requests}
-    if (
-        context_tokens < 0
-        or not _RUNTIME_SHARE < utilisation <= 1
-        or shape.pp > model.layers
-        or min(counts.values()) < 1
-    ):
+    possible = context_tokens >= 0 and _RUNTIME_SHARE < utilisation <= 1 and shape.pp <= model.layers
+    if not possible or min(counts.values()) < 1:
         raise ValueError(
             f"memory_use: context_tokens {context_tokens} must be 0 or more, utilisation {utilisation} above "
             f"{_RUNTIME_SHARE} and at most 1, pp{shape.pp} at most the {model.layers} layers of {model.name}, and "

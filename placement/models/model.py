@@ -131,30 +131,6 @@ class ModelSpec:
         return self.attention or (self._uniform_attention,)
 
     @property
-    def full_attention_layers(self) -> int:
-        """Layers whose cache grows with every token, sparse and compressed attention among them."""
-        return sum(kind.layers for kind in self.attention_kinds if kind.grows)
-
-    @property
-    def window_layers(self) -> int:
-        return sum(kind.layers for kind in self.attention_kinds if not kind.grows)
-
-    @property
-    def window_tokens(self) -> int:
-        """Tokens that a window keeps, 0 without windows."""
-        return max((kind.window_tokens for kind in self.attention_kinds if not kind.grows), default=0)
-
-    @property
-    def sparse_tokens(self) -> int:
-        """Cache entries that sparse attention reads at most, 0 where it reads all."""
-        return max(kind.sparse_entries for kind in self.attention_kinds)
-
-    @property
-    def index_key_elements(self) -> int:
-        """Of the key that the indexer of sparse attention keeps for each entry, 0 without."""
-        return max(kind.index_elements for kind in self.attention_kinds)
-
-    @property
     def attention_parameters(self) -> int:
         """Of one layer of the first kind, with its two norms."""
         return self.attention_kinds[0].parameters

@@ -17,7 +17,6 @@ def served_configuration(plan: Plan, source: str, *, precision: str | None = Non
     """YAML that serves the best option of `plan`; `source` is the model's hub id or directory.
 
     `precision` is the format that the weights were planned in, None for that of the checkpoint.
-
     Raises `ValueError` for a plan without an option: there is nothing to serve.
     """
     best = plan.best
@@ -29,7 +28,7 @@ def served_configuration(plan: Plan, source: str, *, precision: str | None = Non
         f"# Planned for {asked}, {workload.input_tokens.mean_tokens:g} tokens in and "
         f"{workload.output_tokens.mean_tokens:g} out: {best.reason}",
         "models:",
-        f"  - source: {_quoted(source)}",
+        f"  - source: {json.dumps(source)}",  # YAML takes JSON strings as they are
         f"    shape: {best.shape}",
         f"    replicas: {best.replicas}",
         "    engine:",
@@ -50,8 +49,3 @@ def served_configuration(plan: Plan, source: str, *, precision: str | None = Non
         lines.append("      kv_cache_dtype: fp8")
     lines += ["", "cluster:", "  kind: ray", "  address: auto", ""]
     return "\n".join(lines)
-
-
-def _quoted(text: str) -> str:
-    """YAML takes JSON strings as they are."""
-    return json.dumps(text)

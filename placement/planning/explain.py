@@ -30,11 +30,6 @@ def explain(plan: Plan, shape: Shape, region: Region) -> list[str]:
     return [*sentences, *_against(found, other.prediction, min(other.load.running, found.loads[-1].running))]
 
 
-def at_running(prediction: Prediction, running: float) -> Load:
-    """The computed load nearest to `running` requests."""
-    return min(prediction.loads, key=lambda load: abs(load.running - running))
-
-
 def _does_not_fit(question: Question, found: Prediction) -> str:
     memory = found.memory
     return (
@@ -81,7 +76,7 @@ def _option_sentences(option: Option | None) -> list[str]:
 
 
 def _against(found: Prediction, other: Prediction, running: float) -> list[str]:
-    mine, theirs = at_running(found, running), at_running(other, running)
+    mine, theirs = (min(each.loads, key=lambda load: abs(load.running - running)) for each in (found, other))
     verdict = "slower" if mine.tpot_s > theirs.tpot_s else "faster"
     per_gpu = mine.running / mine.tpot_s / found.shape.gpus
     other_per_gpu = theirs.running / theirs.tpot_s / other.shape.gpus

@@ -12,7 +12,7 @@ from functools import partial
 from itertools import groupby
 
 from placement.clusters.hardware import Cluster
-from placement.clusters.terrain import AS_BUILT, Region, regions
+from placement.clusters.terrain import AS_BUILT, regions
 from placement.collectives import Calibration, Engine, ExpertBackend
 from placement.cost import constants as fitted
 from placement.cost import residuals as learnt
@@ -24,7 +24,7 @@ from placement.planning.assurance import assured, best_assured
 from placement.planning.candidates import shapes
 from placement.planning.chance import expected_cost, spread_in
 from placement.planning.option import Ground, Option, excess, sized, tail
-from placement.planning.reasons import Reasons, binding_sentence, price, tails_sentence
+from placement.planning.reasons import Reasons, binding_sentence, price, tails_sentence, three_digits
 from placement.planning.search import choose_shape
 from placement.workload import Slo, Workload
 
@@ -224,13 +224,13 @@ def _too_few_gpus(question: Question, slo: Slo, ranked: Sequence[Option], found:
     closest = assured(closest, question, slo)
     if not closest.meets_slo:
         return _failed(question, slo, closest, tails_sentence(closest, slo), found)
-    region: Region = closest.prediction.region
+    region = closest.prediction.region
     fit = closest.most_replicas
     missing = max(closest.gpus - region.gpus, closest.shape.tp)  # a group finds no room in what is left of islands
     asked = question.workload
     wanted = f"{asked.requests_per_s:g} requests/s" if asked.requests_per_s else f"{asked.concurrency:g} clients"
     most = (
-        f"{fit * asked.requests_per_s / closest.replicas:.3g} requests/s"
+        f"{three_digits(fit * asked.requests_per_s / closest.replicas)} requests/s"
         if asked.requests_per_s
         else f"{int(fit * closest.load.running)} clients"
     )

@@ -16,14 +16,18 @@ from placement.workload import Slo
 _MS = 1e3
 _GIB = 1024**3
 _SHOWN_ISLANDS = 4
+_HEADER = (  # two lines, so that a row fits into 80 columns
+    ("", "", "", "", "", "TTFT", "TPOT", "tok/s", "", "most"),
+    ("shape", "replicas", "GPUs", "chance", "running", "ms", "ms", "/GPU", "comm", "req/s"),
+)
 
 
-def as_text(plan: Plan, *, most: int = 8) -> str:
-    """The two answers, the ranking with reasons, and where the numbers come from."""
-    return "\n".join([*_head(plan), *_answers(plan), *_ranking(plan, most), *_sources(plan)])
+def as_text(plan: Plan, *, most: int = 8, own_sources: Sequence[str] = ()) -> str:
+    """The two answers, the ranking with reasons, and where the numbers come from; `own_sources` are the caller's."""
+    return "\n".join([*_head(plan), *_answers(plan), *_ranking(plan, most), *_sources(plan, own_sources)])
 
 
-def as_json(plan: Plan) -> dict[str, Any]:
+def as_json(plan: Plan, *, own_sources: Sequence[str] = ()) -> dict[str, Any]:
     """Everything in the plan; times in ms, memory in bytes."""
     return {
         "model": plan.question.model.name,
@@ -40,7 +44,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "closest": _option(plan.closest, plan.slo) if plan.closest else None,
         "options": [_option(option, plan.slo) for option in plan.options],
         "do_not_fit": [str(prediction.shape) for prediction in plan.predictions if not prediction.fits],
-        "sources": list(_source_lines(plan)),
+        "sources": [*_source_lines(plan), *own_sources],
     }
 
 
@@ -72,7 +76,7 @@ def _answers(plan: Plan) -> list[str]:
     return [
         f"How to cut it:    {smallest.shape} is the smallest that {does} "
         f"({count(smallest.shape.gpus, 'GPU')} each{_sure(smallest, plan.slo)}).",
-        f"How many of them: {best.replicas} x {best.shape} = {count(best.gpus, 'GPU')}{_money(best)}"
+        f"What to run:      {best.replicas} x {best.shape} = {count(best.gpus, 'GPU')}{_money(best)}"
         f"{_sure(best, plan.slo)}.",
         *(_layout(number, layout) for number, layout in enumerate(best.layouts[:_SHOWN_ISLANDS], start=1)),
         *([f"  ... and {best.replicas - _SHOWN_ISLANDS} more replicas"] if best.replicas > _SHOWN_ISLANDS else []),
@@ -84,18 +88,16 @@ def _ranking(plan: Plan, most: int) -> Iterator[str]:
     options = plan.options or ((plan.closest,) if plan.closest else ())
     if not options:
         return
-    header = (
-        *("shape", "replicas", "GPUs", "chance", "running", "TTFT ms", "TPOT ms", "tok/s/GPU", "comm", "most req/s"),
-    )
-    rows = [header, *(_row(option, plan.slo) for option in options[:most])]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
-    for number, row in enumerate(rows):
+    is_mixed = len({prediction.region.kind.kind for prediction in plan.predictions}) > 1
+    rows = [*_HEADER, *(_row(option, plan.slo, is_mixed=is_mixed) for option in options[:most])]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for number, row in enumerate(rows, start=-len(_HEADER)):
+        cells = zip(row, widths, strict=True)
         yield "  ".join(
-            cell.ljust(width) if column == 0 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        if number and options[number - 1].reason:
-            yield f"    {options[number - 1].reason}"
+            cell.rjust(width) if column else cell.ljust(width) for column, (cell, width) in enumerate(cells)
+        ).rstrip()
+        if number >= 0 and options[number].reason:
+            yield f"    {options[number].reason}"
     if len(options) > most:
         yield f"  ... and {len(options) - most} more{' that meet the SLO' if has_limits(plan.slo) else ''}"
     yield from _legend(plan, options[:most])
@@ -122,10 +124,10 @@ def _legend(plan: Plan, shown: Sequence[Option]) -> Iterator[str]:
         yield "most req/s: of all replicas, whatever the latency."
 
 
-def _row(option: Option, slo: Slo) -> tuple[str, ...]:
+def _row(option: Option, slo: Slo, *, is_mixed: bool) -> tuple[str, ...]:
     ttft_s, tpot_s = _times(option, slo)
     return (
-        str(option.shape),
+        f"{option.shape} {option.prediction.region.kind.kind}" if is_mixed else str(option.shape),
         str(option.replicas),
         str(option.gpus),
         per_cent(option.chance) if has_limits(slo) else "-",
@@ -165,8 +167,8 @@ def _sure(option: Option, slo: Slo) -> str:
     return f", {per_cent(option.chance)} chance" if has_limits(slo) else ""
 
 
-def _sources(plan: Plan) -> list[str]:
-    return ["where the numbers come from:", *(f"  {line}" for line in _source_lines(plan))]
+def _sources(plan: Plan, own: Sequence[str]) -> list[str]:
+    return ["where the numbers come from:", *(f"  {line}" for line in (*_source_lines(plan), *own))]
 
 
 def _source_lines(plan: Plan) -> Iterator[str]:

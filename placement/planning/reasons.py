@@ -61,8 +61,8 @@ class Reasons:
         amounts = f"{self._number(option)} against {self._amount(other)}"
         if abs(ratio - 1) > _ALIKE:
             return f"{cost} ({amounts}){self._kept(option, other, is_dearer=ratio > 1)}"
-        most = f"{option.most_requests_per_s:.3g} requests/s against {other.most_requests_per_s:.3g}"
-        return f"{cost} ({self._amount(option)}){self._kept(option, other)}, at most {most}"
+        most, others = three_digits(option.most_requests_per_s), three_digits(other.most_requests_per_s)
+        return f"{cost} ({self._amount(option)}){self._kept(option, other)}, at most {most} requests/s against {others}"
 
     def _kept(self, option: Option, other: Option, *, is_dearer: bool = False) -> str:
         mine, theirs = per_cent(option.chance), per_cent(other.chance)
@@ -108,6 +108,11 @@ def per_cent(chance: float) -> str:
     return ">99%" if chance > _SURE else f"{chance:.0%}"
 
 
+def three_digits(number: float) -> str:
+    """1900, 8.45, 0.355: never 1.9e+03."""
+    return f"{float(f'{number:.3g}'):g}"
+
+
 def count(number: int, thing: str) -> str:
     """1 GPU, 8 GPUs."""
     return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
@@ -123,7 +128,7 @@ def binding_sentence(option: Option, slo: Slo, ttft_s: float, tpot_s: float) -> 
         missed.append(f"{p} TTFT {ttft_s * _MS:.0f} ms against {slo.ttft_s * _MS:g} ms")
     if slow and slo.tpot_s is not None:
         missed.append(
-            f"TPOT {tpot_s * _MS:.1f} ms against {slo.tpot_s * _MS:g} ms, of which {largest_parts(option.load)}"
+            f"TPOT {tpot_s * _MS:.1f} ms against {slo.tpot_s * _MS:g} ms, of which {_largest_parts(option.load)}"
         )
     wanted = []
     if late:
@@ -148,9 +153,9 @@ def tails_sentence(option: Option, slo: Slo) -> Infeasible:
     )
 
 
-def largest_parts(load: Load, count: int = 2) -> str:
-    """The parts that take most of a decode step, with milliseconds."""
-    parts = sorted(load.parts_s.items(), key=lambda part: -part[1])[:count]
+def _largest_parts(load: Load) -> str:
+    """The two parts that take most of a decode step, with milliseconds."""
+    parts = sorted(load.parts_s.items(), key=lambda part: -part[1])[:2]
     return " and ".join(f"{PART_NAMES[name]} {seconds * _MS:.1f} ms" for name, seconds in parts)
 
 

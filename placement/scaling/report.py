@@ -20,7 +20,7 @@ _MARKS = {"diminishing": "~", "negative": "x"}
 _COLUMNS = ("GPUs", "shape", "ms/token ", "ms/prompt ", "tokens/s ", "per GPU", "prompt tok/s ", "sent", "gain")
 
 
-def as_text(scaling: Scaling, *, known_error: str = KNOWN_ERROR) -> str:
+def as_text(scaling: Scaling) -> str:
     """One table per way of growing, with its turns below."""
     legend = (
         f"ms/token: a step of {scaling.running:,.0f} running requests (* fewer, the KV cache has no room). tokens/s: "
@@ -29,10 +29,10 @@ def as_text(scaling: Scaling, *, known_error: str = KNOWN_ERROR) -> str:
         "perfect one from here on; x slower than with half the GPUs."
     )
     tables = [_table(curve, scaling.running) for curve in scaling.curves]
-    return "\n\n".join([finding(scaling), asked(scaling), *tables, legend, known_error])
+    return "\n\n".join([finding(scaling), asked(scaling), *tables, legend, KNOWN_ERROR])
 
 
-def as_json(scaling: Scaling, *, known_error: str = KNOWN_ERROR) -> dict[str, Any]:
+def as_json(scaling: Scaling) -> dict[str, Any]:
     """Everything in the study, for `json.dumps`. What has no number (a time where nothing fits) is None."""
     workload = scaling.question.workload
     return {
@@ -48,7 +48,7 @@ def as_json(scaling: Scaling, *, known_error: str = KNOWN_ERROR) -> dict[str, An
         "input_tokens": workload.input_tokens.mean_tokens,
         "output_tokens": workload.output_tokens.mean_tokens,
         "sources": list(sources(scaling)),
-        "known_error": known_error,
+        "known_error": KNOWN_ERROR,
         "telling_way": shown.way if (shown := telling(scaling)) else None,
         "parts": dict(PARTS),
         "measures": dict(MEASURES),

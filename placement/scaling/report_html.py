@@ -2,45 +2,31 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from html import escape
 from importlib.resources import files
-from typing import Any
 
 from placement.scaling.curve import MEASURES, WAYS, Curve, Turn
 from placement.scaling.report import KNOWN_ERROR, as_json, as_text, asked, finding, sources, worth_telling
-from placement.scaling.scale import Scaling, ScalingError
+from placement.scaling.scale import Scaling
 
 _ARROW = "\u2192"
-_PLAN = {  # what the page shows of a plan option, with the head of its column
-    "name": "option",
-    "gpus": "GPUs",
-    "replicas": "replicas",
-    "ttft_ms": "TTFT, ms",
-    "tpot_ms": "TPOT, ms",
-    "tokens_per_s_per_gpu": "tokens/s per GPU",
-    "reason": "why",
-}
 
 
-def page(scaling: Scaling, *, plans: Sequence[Mapping[str, Any]] = (), known_error: str = KNOWN_ERROR) -> str:
-    """The page. `plans` are options of a plan, best first, each with the keys name, gpus, replicas, ttft_ms, tpot_ms,
-    tokens_per_s_per_gpu and reason. Raises `ScalingError` where one lacks a key.
-    """
+def page(scaling: Scaling) -> str:
+    """The page."""
     text = {
         "title": finding(scaling),
         "asked": asked(scaling),
-        "known_error": known_error,
+        "known_error": KNOWN_ERROR,
         "threshold": f"{scaling.threshold:.0%}",
-        "table": as_text(scaling, known_error=known_error),
+        "table": as_text(scaling),
     }
-    document = as_json(scaling, known_error=known_error)
     markup = {
-        "plans": _plans(plans),
         "turns": "\n".join(_turns(curve) for curve in scaling.curves if curve.turns),
         "sources": "\n".join(f'<p class="soft">{escape(source)}</p>' for source in sources(scaling)),
         # Inside a script only "<" could end the element.
-        "data": json.dumps(document, allow_nan=False).replace("<", "\\u003c"),
+        "data": json.dumps(as_json(scaling), allow_nan=False).replace("<", "\\u003c"),
         "script": _file("report.js"),
     }
     return _filled(_file("report.html"), {name: escape(value) for name, value in text.items()} | markup)
@@ -59,23 +45,6 @@ def _turns(curve: Curve) -> str:
 def _turn(turn: Turn) -> str:
     sentence = escape(turn.sentence.replace("->", _ARROW))
     return f'<li class="{turn.kind}"><b>{escape(MEASURES[turn.measure])}</b>{sentence}</li>'
-
-
-def _plans(plans: Sequence[Mapping[str, Any]]) -> str:
-    if not plans:
-        return ""
-    for plan in plans:
-        if missing := [key for key in _PLAN if key not in plan]:
-            raise ScalingError(f"A plan option lacks {', '.join(missing)}; it needs {', '.join(_PLAN)}.")
-    head = "".join(f"<th>{escape(title)}</th>" for title in _PLAN.values())
-    rows = "".join(f"<tr>{''.join(f'<td>{_cell(plan[key])}</td>' for key in _PLAN)}</tr>" for plan in plans)
-    return f'<h2>Ranked options</h2>\n<div class="wide"><table><thead><tr>{head}</tr></thead>{rows}</table></div>'
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:,.0f}" if abs(value) >= 100 else f"{value:,.1f}"
-    return escape(str(value))
 
 
 def _file(name: str) -> str:

@@ -1,4 +1,4 @@
-"""The charts of a scaling study as one picture, by matplotlib, which only `pip install archipelago[plots]` brings."""
+"""The charts of a scaling study as one picture, by matplotlib, which is installed apart."""
 
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
@@ -30,7 +30,7 @@ _PART_COLOURS: Mapping[str, str] = {
 }
 
 
-def draw(scaling: Scaling, path: Path, *, known_error: str = KNOWN_ERROR) -> None:
+def draw(scaling: Scaling, path: Path) -> None:
     """Write a PNG to `path`: curves of latency and output above, where the time of a step and of a prompt goes below.
 
     The bars are of the way that the finding is about. Raises `ScalingError` without matplotlib.
@@ -38,7 +38,8 @@ def draw(scaling: Scaling, path: Path, *, known_error: str = KNOWN_ERROR) -> Non
     try:
         figure_module, backend = import_module("matplotlib.figure"), import_module("matplotlib.backends.backend_agg")
     except ImportError as error:
-        raise ScalingError("A PNG needs matplotlib: pip install archipelago[plots]") from error
+        install = ".venv/bin/uv pip install --python .venv/bin/python matplotlib"
+        raise ScalingError(f"A PNG needs matplotlib, which is not installed: {install}") from error
     figure = figure_module.Figure(figsize=(13, 11.2), dpi=130, layout="constrained")
     backend.FigureCanvasAgg(figure)
     figure.suptitle(f"{finding(scaling)}\n", fontsize=14, fontweight="bold", wrap=True)
@@ -51,7 +52,7 @@ def draw(scaling: Scaling, path: Path, *, known_error: str = KNOWN_ERROR) -> Non
         f"Ring: an added GPU brings less than {scaling.threshold:.0%} of a perfect one. x: worse than half the GPUs. "
         "Hollow: fewer requests run, as the KV cache has no room."
     )
-    figure.supxlabel(f"{asked(scaling)}\n{marks}\n{known_error}", fontsize=8.5, color="#5b6470", wrap=True)
+    figure.supxlabel(f"{asked(scaling)}\n{marks}\n{KNOWN_ERROR}", fontsize=8.5, color="#5b6470", wrap=True)
     figure.savefig(path, format="png")
 
 

@@ -64,14 +64,14 @@ def scale(
     points = _points(
         question, region, list(dict.fromkeys(shape for found in shapes.values() for shape in found)), asked
     )
-    curves = (_curve(way, [points[shape] for shape in found], asked, threshold) for way, found in shapes.items())
+    curves = tuple(_curve(way, [points[shape] for shape in found], asked, threshold) for way, found in shapes.items())
     return Scaling(
         question=question,
         region=region,
         max_gpus=max_gpus,
         running=asked,
         threshold=threshold,
-        curves=tuple(curve for curve in curves if len(curve.points) > 1),
+        curves=tuple(curve for curve in curves if len(curve.points) > 1) or curves[:1],  # of one GPU, all are alike
     )
 
 
@@ -136,7 +136,7 @@ def _timed(question: Question, predictions: Sequence[Prediction], running: float
     prompt_tokens = np.full(len(predictions), question.workload.computed_tokens)
     room = np.array([found.loads[-1].running for found in predictions])
     demand = Demand(prompt_tokens, np.full(len(room), question.workload.output_tokens.mean_tokens), room)
-    decode = with_running(work, factors, demand, np.minimum(running, room), np.zeros_like(room))
+    decode = with_running(work, factors, demand, np.minimum(running, room))
     # One prompt for each data-parallel rank: a prompt is never divided over them.
     chunks, overhead = np.ceil(prompt_tokens / STEP_TOKENS), overhead_s(work, factors)
     read = step(work, factors, work.dp, work.dp * prompt_tokens)

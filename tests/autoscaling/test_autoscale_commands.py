@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from control_builders import MODEL, rows
-from loop_builders import SETTLE_S, START_S, TICK_S, Running, pools, world
+from loop_builders import SETTLE_S, START_S, TICK_S, TWO, WIDE, Running, world
 
 from autoscaling.cli import add_commands
 from autoscaling.ledger.ledger import FILE, read_ledger
@@ -14,7 +14,6 @@ from autoscaling.live.fleet_client import FleetClient, RefusedError
 
 Ran = tuple[int, str, str]
 Run = Callable[..., Ran]
-TWO, WIDE = pools("2 x tp2"), pools("1 x tp4")
 
 
 def connect() -> FleetClient:
@@ -139,7 +138,9 @@ def test_only_what_waits_can_be_approved(run: Run, tmp_path: Path) -> None:
 
 
 def test_freeze_and_thaw(run: Run, tmp_path: Path) -> None:
-    assert run("freeze", "--reason", "a demo")[0] == 0
+    code, output, _ = run("freeze", "--reason", "a demo")
+    assert code == 0
+    assert "No autoscaler has decided anything in " in output  # in another directory nobody would be frozen
     now = frozen(tmp_path / "ledger")
     assert now is not None
     assert (now.why, now.since_s > START_S) == ("a demo", True)

@@ -10,17 +10,13 @@ from typing import Any
 import httpx
 import pytest
 from control_builders import MODEL, READ, URL, Bridge
-from loop_builders import Running, World, decision, entry, option, pools, world
+from loop_builders import SLO, TWO, WIDE, Running, World, decision, entry, option, world
 
 from autoscaling.ledger.entries import Outcome
 from autoscaling.live.approvals import Answer, answer, frozen
 from autoscaling.live.bulletin import MOST_BYTES, MOST_ENTRIES, MOST_OPTIONS, Bulletin
 from autoscaling.live.fleet_client import AwayError
 from deployments.control.decisions import Posted
-from placement import Slo
-
-TWO, WIDE = pools("2 x tp2"), pools("1 x tp4")
-SLO = Slo(ttft_s=1.0, tpot_s=0.05, percentile=0.95)
 
 
 class Person:

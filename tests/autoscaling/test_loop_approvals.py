@@ -1,11 +1,9 @@
 from pathlib import Path
 
 from control_builders import MODEL
-from loop_builders import APPROVAL, TICK_S, Running, pools, story, world
+from loop_builders import APPROVAL, TICK_S, TWO, WIDE, Running, story, world
 
 from autoscaling.live.approvals import Answer, answer
-
-TWO, WIDE = pools("2 x tp2"), pools("1 x tp4")
 
 
 def test_a_proposal_waits_for_a_person(tmp_path: Path) -> None:

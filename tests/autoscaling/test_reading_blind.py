@@ -11,7 +11,6 @@ from reading_builders import BUSY, FLEET, IDLE, INF, NAN, NOW_S, REPLICAS, answe
 
 from autoscaling.observation import Blind
 from autoscaling.observing.queries import Failure, FailureKind
-from autoscaling.observing.trust import Tolerance
 from placement import Lengths
 
 GONE: dict[str, Value] = dict.fromkeys(BUSY)
@@ -84,13 +83,6 @@ def test_a_failure_of_any_question_blinds(failure: FailureKind, kind: str, answe
     tables = [*[Answers(values=IDLE)] * answered, Answers(failure=Failure(kind=failure, why="it was so."))]
     found = reading(lambda question: tables.pop(0)(question))
     assert found == Blind(at_s=NOW_S, kind=kind, why="Prometheus: it was so.")  # type: ignore[arg-type]
-
-
-def test_less_may_be_tolerated() -> None:
-    strict = Tolerance(silent_share=0.0, stale_intervals=1.0)
-    assert isinstance(reading(answers(samples=3.0), tolerance=strict), Blind)
-    assert isinstance(reading(answers(newest=NOW_S - 16), tolerance=strict), Blind)
-    seen(answers(), tolerance=strict)
 
 
 NUMBERS = st.one_of(st.floats(0, 1e6), st.sampled_from([NAN, INF, 0.0]))

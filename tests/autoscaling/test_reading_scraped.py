@@ -12,6 +12,7 @@ import pytest
 from placement_builders import cluster_of
 from prometheus_builders import Scraped, until
 from prometheus_traffic import STEADY
+from reading_builders import TP2, TP4
 
 from autoscaling.observation import Blind, Fleet, Observation
 from autoscaling.observing import queries
@@ -21,7 +22,6 @@ from autoscaling.observing.reading import read
 from placement import Shape, Slo
 
 WINDOW_S = 8.0
-TP2, TP4 = Shape(tp=2), Shape(tp=4)
 SLO = Slo(ttft_s=1.0, tpot_s=0.03, percentile=0.9)
 
 

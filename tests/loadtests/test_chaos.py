@@ -153,16 +153,17 @@ def test_a_control_api_that_is_not_there_is_a_failure_of_the_event() -> None:
 
 
 def test_gpus_by_shape_are_told_when_they_change_and_only_then() -> None:
-    with control_api() as (_, control):
-        lines = carried_out(
-            {"at_s": 0, "command": ["sleep", "2.5"]},  # looks at a fleet that stays as it is
-            {"at_s": 2.5, "repartition": {"pools": {"tp2": 3, "tp1": 2}}},
-            {"at_s": 2.5, "command": ["sleep", "2.5"]},
-            control=control,
-        )
-    assert [(line.what, line.outcome) for line in lines if line.kind == "gpus"] == [
-        ("tp1=1", "done"),
-        ("tp1=2, tp2=6", "done"),
+    with control_api() as (api, control):
+
+        def until_the_fourth_look(_: float) -> bool:
+            if api.looks == 2:
+                api.asked.append(("", None, {"pools": {"tp2": 3, "tp1": 2}}))
+            return api.looks == 4
+
+        lines = Actor(model="org/m", control=control, environ=TOKEN, wait=until_the_fourth_look).watch(time.time())
+    assert [(line.kind, line.what, line.outcome) for line in lines] == [
+        ("gpus", "tp1=1", "done"),
+        ("gpus", "tp1=2, tp2=6", "done"),
     ]
 
 

@@ -42,6 +42,12 @@ def test_between_equal_servers_no_difference_is_seen(same_schedule: bool) -> Non
     assert set(verdicts(compared(a, a)).values()) == {"no difference seen"}
 
 
+@pytest.mark.filterwarnings("error")  # numpy's would stand above the table
+def test_a_run_with_gaps_between_arrivals_is_compared_in_silence() -> None:
+    few = document(served(1, rate_per_s=0.15, length_s=14.0))
+    assert len(compared(few, few).differences) == len(compared(result(1), result(1)).differences)
+
+
 def test_a_server_that_is_a_tenth_slower_is_seen() -> None:
     seen = [verdicts(compared(result(2 * seed), result(2 * seed + 1, slower=1.1))) for seed in range(8)]
     for metric in ("TTFT p50", "TPOT p50"):

@@ -87,7 +87,7 @@ def test_a_run_that_is_not_valid_fails_whatever_it_measured(tmp_path: Path, caps
         ("ttft_p99: -2s", "'-2s' is no duration"),
         ("attainment: 99", "attainment: 99 is no share; give one like 99% or 0.99"),
         ("attainment: true", "True is no share"),
-        ("lost_streams: none", "lost_streams: Input should be a valid integer"),
+        ("lost_streams: none", "lost_streams: 'none': Input should be a valid integer"),
         ("lost_streams: -1", "greater than or equal to 0"),
         ("classes: {chat: {lag_p99: 1s}}", "classes.chat.lag_p99: no such limit"),
         ("classes: {poet: {ttft_p99: 1s}}", "classes.poet: the run has no such class; it has chat"),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from record_builders import record as good
 from sse_servers import HEAD, Piece, Server, obliging, serving, token
 
 from loadtests.load_command import add_commands
@@ -102,10 +103,11 @@ def test_nobody_there_is_one_clear_line(tmp_path: Path, capsys: pytest.CaptureFi
     ("options", "words"),
     [
         (["no-such"], ["no-such", "smoke"]),
-        (["smoke", "--duration", "-3"], ["duration_s", "-3"]),
+        (["smoke", "--duration", "-3"], ["archipelago: --duration: -3"]),
         (["smoke", "--workers", "0"], ["workers", "0"]),
-        (["smoke", "--url", "localhost:8000"], ["url", "localhost:8000"]),
+        (["smoke", "--url", "localhost:8000"], ["archipelago: --url: 'localhost:8000'", "http://"]),
         (["smoke", "--reference", "nowhere.jsonl"], ["nowhere.jsonl"]),
+        (["smoke", "--ui", "99999"], ["archipelago: --ui: nothing can listen on 99999"]),
     ],
 )
 def test_a_mistake_on_the_command_line_is_told_like_one_in_the_file(
@@ -131,29 +133,9 @@ def test_a_schedule_without_requests_is_a_mistake(tmp_path: Path) -> None:
 def record(number: int, at_s: float, **changes: Any) -> Record:
     """A request of `scenario()` that went well."""
     request = next(each for each in requests_of(scenario()) if each.id == number)
-    good = Record(
-        id=number,
-        worker=number % 2,
-        class_name=None,
-        scheduled_s=at_s,
-        sent_s=at_s + 0.001,
-        first_s=at_s + 0.1,
-        last_s=at_s + 0.2,
-        ended_s=at_s + 0.2,
-        input_tokens=request.input_tokens,
-        output_tokens=request.output_tokens,
-        asked_input_tokens=request.input_tokens,
-        asked_output_tokens=request.output_tokens,
-        events=2,
-        longest_gap_s=0.1,
-        outcome="ok",
-        status=200,
-        detail=None,
-        finish_reason="length",
-        replica=None,
-        text_sha="aa",
-    )
-    return replace(good, **changes)
+    tokens = {"input_tokens": request.input_tokens, "output_tokens": request.output_tokens}
+    asked = {f"asked_{name}": count for name, count in tokens.items()}
+    return good(at_s, **{"id": number, "worker": number % 2, "text_sha": "aa", **tokens, **asked, **changes})
 
 
 def left_by(

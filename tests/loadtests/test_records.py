@@ -4,31 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from record_builders import record
 
-from loadtests.records import Record, RecordsError, Run, RunEvent, read_records, read_run, write_run
+from loadtests.records import RecordsError, Run, RunEvent, read_records, read_run, write_run
 
-RECORD = Record(
-    id=3,
-    worker=1,
-    class_name="chat",
-    scheduled_s=1.0,
-    sent_s=1.001,
-    first_s=1.2,
-    last_s=2.2,
-    ended_s=2.201,
-    input_tokens=20,
-    output_tokens=11,
-    asked_input_tokens=20,
-    asked_output_tokens=11,
-    events=11,
-    longest_gap_s=0.1,
-    outcome="ok",
-    status=200,
-    detail="a\u2028b\x85c",
-    finish_reason="length",
-    replica=None,
-    text_sha="0f",
-)
+RECORD = record(1.0, id=3, worker=1, class_name="chat", detail="a\u2028b\x85c", text_sha="0f")
 RUN = Run(
     header={"version": 1, "name": "smoke"},
     events=(RunEvent(at_s=60.0, kind="kill", what="process 5", outcome="done"),),
@@ -58,6 +38,7 @@ def lines(**changes: Any) -> list[str]:
         pytest.param("", ["line 1"], id="empty"),
         pytest.param("hello", ["line 1", "not JSON"], id="no JSON"),
         pytest.param('{"event": {}}', ["line 1", "begins with"], id="no header"),
+        pytest.param('{"format": "x", "run": {"version": 1}}', ["line 1", "records.jsonl"], id="a result"),
         pytest.param('{"run": {"version": 2}}', ["version is 2", "reads 1"], id="a later version"),
         pytest.param('{"run": {"version": 1}}\n[]', ["line 2", "object"], id="a list"),
         pytest.param('{"run": {"version": 1}}\n{"event": {"at": 1}}', ["line 2", "event"], id="a bad event"),

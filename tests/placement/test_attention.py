@@ -3,20 +3,8 @@
 from typing import Any
 
 import pytest
-from placement_builders import DEEPSEEK_V3, LLAMA_8B
-
-from placement import ModelSpec
-from placement.models import catalogue
-
-
-def spec(config: dict[str, Any], **changes: object) -> ModelSpec:
-    return ModelSpec.from_hf_config(config | changes, name="m")
-
-
-def known(name: str) -> ModelSpec:
-    config = catalogue.config(name)
-    assert config is not None
-    return ModelSpec.from_hf_config(config, name=name)
+from placement_builders import DEEPSEEK_V3, LLAMA_8B, spec
+from planner_builders import model as known
 
 
 @pytest.mark.parametrize(
@@ -56,9 +44,11 @@ def test_growth_of_the_cache_per_token(name: str, published_bytes: int) -> None:
 )
 def test_layers_by_kind(name: str, kinds: tuple[int, int, int, int]) -> None:
     model = known(name)
-    found = (model.full_attention_layers, model.window_layers, model.window_tokens, model.linear_layers)
-    assert found == kinds
-    assert sum((*found[:2], found[3], model.attention_free_layers)) == model.layers
+    growing = sum(kind.layers for kind in model.attention_kinds if kind.grows)
+    windows = [kind for kind in model.attention_kinds if not kind.grows]
+    window_layers, window_tokens = sum(kind.layers for kind in windows), sum(kind.window_tokens for kind in windows)
+    assert (growing, window_layers, window_tokens, model.linear_layers) == kinds
+    assert growing + window_layers + model.linear_layers + model.attention_free_layers == model.layers
 
 
 LAYER_TYPES = ["sliding_attention", "full_attention"] * 16
@@ -77,7 +67,8 @@ LAYER_TYPES = ["sliding_attention", "full_attention"] * 16
     ],
 )
 def test_windows(changes: dict[str, Any], windows: int) -> None:
-    assert spec(LLAMA_8B, **changes).window_layers == windows
+    kinds = spec(LLAMA_8B, **changes).attention_kinds
+    assert sum(kind.layers for kind in kinds if not kind.grows) == windows
 
 
 def test_a_window_keeps_its_last_tokens_and_the_other_layers_all() -> None:
@@ -100,7 +91,6 @@ def test_a_linear_layer_keeps_a_state_of_one_size() -> None:
 def test_sparse_attention_keeps_every_token_and_reads_the_chosen() -> None:
     """DeepSeek-V3.2: 576 elements a token, an indexer key of 128 bytes and a scale of 4, at most 2048 tokens read."""
     model = known("deepseek-ai/DeepSeek-V3.2")
-    assert (model.sparse_tokens, model.index_key_elements) == (2048, 128)
     assert model.kv_bytes_per_token(2) == 61 * (1152 + 132)
     assert model.kv_read_bytes(1000, 2) == model.kv_bytes(1000, 2) == 61 * 1000 * 1284
     assert model.kv_read_bytes(100_000, 2) == 61 * (2048 * 1152 + 100_000 * 132)

@@ -127,6 +127,23 @@ def test_ones_own_measurements_make_predictions_better(ran: Ran, tmp_path: Path)
     assert ran(*PLAN, "--calibration", fitted, "--json")[1] != ran(*PLAN, "--json")[1]
 
 
+def test_points_of_one_curve_are_fitted_though_they_leave_nothing_to_check(ran: Ran, tmp_path: Path) -> None:
+    """The first ones that somebody measures: one layout under more and more clients."""
+    with measured_table(tmp_path / "all.csv", factor=2.0).open(newline="") as file:
+        alike = [
+            row | {"id": f"{number}", "conc": f"{2**number}"}
+            for number, row in enumerate([next(csv.DictReader(file))] * 6)
+        ]
+    code, _, errors = ran("calibrate", table(tmp_path / "in.csv", alike), "--out", tmp_path / "mine")
+    assert code == 0
+    assert "not checked: all points are of one curve" in errors
+    assert (tmp_path / "mine" / "constants.json").exists()
+    assert (
+        f"your calibration {tmp_path / 'mine'}, instead of what is above: constants.json, residuals.json"
+        in (ran(*PLAN, "--calibration", tmp_path / "mine")[1])
+    )
+
+
 def test_folds_tell_the_error_on_points_that_were_left_out(ran: Ran, tmp_path: Path) -> None:
     rows = measured_table(tmp_path / "in.csv")
     code, output, _ = ran("calibrate", rows, "--folds", "2", "--by", "curve", "--json")
@@ -135,7 +152,7 @@ def test_folds_tell_the_error_on_points_that_were_left_out(ran: Ran, tmp_path: P
     assert found["out of fold, by curve"]["rows"] == 24
     code, output, errors = ran("calibrate", rows, "--folds", "1")
     assert code == 1
-    assert errors.splitlines()[-1].startswith("archipelago: folds is 1 ")
+    assert errors == "archipelago: --folds: 1 is not accepted; give at least 2, or 0 for no check.\n"
 
 
 @pytest.mark.parametrize(

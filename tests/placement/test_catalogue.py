@@ -3,21 +3,15 @@ import re
 
 import pytest
 from measured_data import measured
+from planner_builders import model as known
 
-from placement import ModelSpec
 from placement.models import catalogue
-
-
-def spec(name: str) -> ModelSpec:
-    config = catalogue.config(name)
-    assert config is not None, name
-    return ModelSpec.from_hf_config(config, name=name)
 
 
 @pytest.mark.parametrize("name", catalogue.names())
 def test_every_entry_is_a_model_of_the_size_in_its_name(name: str) -> None:
     """Within 12 % from 5B on: names round, and some leave out embeddings. The next test has exact figures."""
-    model = spec(name)
+    model = known(name)
     assert model.notes == ()
     billions = re.search(r"-(\d+(?:\.\d+)?)b\b", name.lower())
     if billions and not re.search("vl-|8x|e-instruct|-[1-4]b", name.lower()):
@@ -65,7 +59,7 @@ def test_every_entry_is_a_model_of_the_size_in_its_name(name: str) -> None:
 )
 def test_total_and_active_billions_match_the_model_card(name: str, total: float, active: float | None) -> None:
     """Cards differ in whether embedding and head are active: one of the three counts must be within 3 %, or 0.15B."""
-    model = spec(name)
+    model = known(name)
     assert model.parameters == pytest.approx(total * 1e9, rel=0.03)
     if active:
         counts = [model.active_parameters + tables * model.head_parameters for tables in (0, 1, 2)]
@@ -112,7 +106,7 @@ def test_other_ways_to_write_a_name(asked: str, same: str) -> None:
     ],
 )
 def test_the_precision_in_a_name(name: str, bytes_per_weight: float, math: str, attention_math: str) -> None:
-    model = spec(name)
+    model = known(name)
     assert model.bytes_per_weight == pytest.approx(bytes_per_weight, rel=1e-3)
     assert (model.mlp_math, model.attention_math) == (math, attention_math)
 
@@ -125,7 +119,7 @@ def test_an_unknown_model_is_none(name: str) -> None:
 def test_what_is_returned_can_be_changed_without_harm() -> None:
     first = dict(catalogue.config("openai/gpt-oss-20b") or {})
     first["hidden_size"] = 1
-    assert spec("openai/gpt-oss-20b").hidden_size == 2880
+    assert known("openai/gpt-oss-20b").hidden_size == 2880
 
 
 def test_one_line_for_each_model_and_no_model_twice() -> None:

@@ -2,6 +2,7 @@
 
 import timeit
 from dataclasses import replace
+from time import process_time
 
 import pytest
 from collective_builders import A100, B200, CPUS, H100, L40S, island_of, link, machines_of
@@ -180,7 +181,8 @@ def test_an_unknown_gpu_takes_the_curves_of_its_link() -> None:
 
 def test_a_call_takes_microseconds() -> None:
     group = machines_of(16, 2, H100, "h100_sxm")
-    assert min(timeit.repeat(lambda: all_reduce(64 * KIB, group), number=1000, repeat=10)) / 1000 < 10e-6
+    used_s = timeit.repeat(lambda: all_reduce(64 * KIB, group), timer=process_time, number=1000, repeat=10)
+    assert min(used_s) / 1000 < 10e-6
 
 
 def test_fit_links_finds_a_slow_cluster_from_two_points() -> None:

@@ -1,6 +1,8 @@
 """Exchanges of tokens with their experts against public tables: 7168 wide, 8 experts for each token."""
 
 import csv
+from collections.abc import Callable
+from functools import partial
 from statistics import mean
 
 import pytest
@@ -8,7 +10,7 @@ from collective_builders import INFINIBAND, NVLINK4, NVLINK5, link, machines_of
 from measured_data import measured
 
 from placement.clusters.hardware import Links
-from placement.collectives import ExpertBackend, Routing, moe_combine, moe_dispatch
+from placement.collectives import ExpertBackend, Routing, Transfer, moe_combine, moe_dispatch
 
 ROUTING = Routing(hidden_size=7168, top_k=8)
 LINKS = {
@@ -16,11 +18,11 @@ LINKS = {
     "H800": Links(island=link("nvlink4", 200, 5), network=INFINIBAND),
     "GB200 NVL72": Links(island=NVLINK5, network=INFINIBAND),
 }
-FP8_BYTES = 1 + 4 / 128  # and a 4-byte scale for every 128
+Exchange = Callable[..., Transfer]
+DISPATCH_FP8 = partial(moe_dispatch, bytes_per_element=1 + 4 / 128)  # and a 4-byte scale for every 128
 
 
-def errors(metric: str, backend: ExpertBackend, bytes_per_element: float, gpus_per_machine: int) -> list[float]:
-    exchange = moe_dispatch if "dispatch" in metric else moe_combine
+def errors(metric: str, exchange: Exchange, backend: ExpertBackend, gpus_per_machine: int) -> list[float]:
     off = []
     with measured("published_tables_dev.csv").open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
@@ -29,25 +31,27 @@ def errors(metric: str, backend: ExpertBackend, bytes_per_element: float, gpus_p
                 continue
             ranks, tokens = int(row["ep"]), int(row["batch/concurrency"].split()[0])
             group = machines_of(ranks, -(-ranks // gpus_per_machine), LINKS[row["hardware"]])
-            sent = exchange(tokens, group, ROUTING, backend=backend, bytes_per_element=bytes_per_element)
+            sent = exchange(tokens, group, ROUTING, backend=backend)
             off.append(abs(sent.time_s / float(row["value"]) * 1e6 - 1))
     return off
 
 
 @pytest.mark.parametrize(
-    ("metric", "bytes_per_element"), [("LL_dispatch_latency", FP8_BYTES), ("LL_combine_latency", 2)]
+    ("metric", "exchange"), [("LL_dispatch_latency", DISPATCH_FP8), ("LL_combine_latency", moe_combine)]
 )
-def test_deepep_low_latency_on_one_to_32_machines(metric: str, bytes_per_element: float) -> None:
+def test_deepep_low_latency_on_one_to_32_machines(metric: str, exchange: Exchange) -> None:
     """3 and 5 % on H200 and H800, 8 to 256 ranks. DeepEP's first release was up to 2.5 times slower."""
-    off = errors(metric, "deepep_low_latency", bytes_per_element, gpus_per_machine=8)
+    off = errors(metric, exchange, "deepep_low_latency", gpus_per_machine=8)
     assert len(off) == 22
     assert mean(off) < 0.06
 
 
-@pytest.mark.parametrize("metric", ["onesided_dispatch_latency", "onesided_combine_latency"])
-def test_one_sided_exchange_in_a_rack(metric: str) -> None:
+@pytest.mark.parametrize(
+    ("metric", "exchange"), [("onesided_dispatch_latency", moe_dispatch), ("onesided_combine_latency", moe_combine)]
+)
+def test_one_sided_exchange_in_a_rack(metric: str, exchange: Exchange) -> None:
     """9 and 4 % on 8 to 64 GPUs of a GB200 NVL72."""
-    off = errors(metric, "one_sided", 2, gpus_per_machine=72)
+    off = errors(metric, exchange, "one_sided", gpus_per_machine=72)
     assert len(off) == 48
     assert mean(off) < 0.1
 

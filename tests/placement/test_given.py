@@ -144,7 +144,7 @@ def test_quantities_as_people_write_them() -> None:
     assert (found.input_tokens.mean_tokens, found.output_tokens.mean_tokens) == (8000, 1024)
     assert found.requests_per_s == pytest.approx(5)
     assert found.computed_tokens == pytest.approx(6000)
-    wanted = slo(asked(ttft="0.5s", tpot="30", percentile="p99"))
+    wanted = slo(asked(ttft="0.5s", tpot="30ms", percentile="p99"))
     assert (wanted.ttft_s, wanted.tpot_s, wanted.percentile) == (0.5, 0.03, 0.99)
     assert [slo(asked(percentile=text)).percentile for text in ("P95", "95", "95%", "99.9")] == [
         0.95,
@@ -160,18 +160,23 @@ def test_quantities_as_people_write_them() -> None:
     [
         ({"input": "0"}, QuantityError, "--input: '0' is not accepted"),
         ({"output": "1.5"}, QuantityError, "--output: '1.5' is not a whole number of tokens"),
-        ({"input": "9G"}, WorkloadError, "mean_tokens is 9e\\+09"),
+        ({"input": "9G"}, WorkloadError, "--input is 9e\\+09"),
         ({"rate": "-5/s"}, QuantityError, "--rate: '-5/s' is not accepted; give a number with /s, /min or /h"),
         ({"rate": ""}, QuantityError, "--rate: '' is not a rate"),
-        ({"rate": "5/s", "concurrency": 4.0}, WorkloadError, "requests_per_s and concurrency are both given"),
-        ({"concurrency": float("nan")}, WorkloadError, "concurrency is nan; it must be from 1"),
-        ({"concurrency": 0.0}, WorkloadError, "concurrency is 0; it must be from 1"),
+        ({"rate": "5/s", "concurrency": 4.0}, WorkloadError, "--rate and --concurrency are both given"),
+        ({"rate": "1e300/s"}, WorkloadError, "--rate is 1e\\+300; it must be from 1e-09"),
+        ({"output": "9G"}, WorkloadError, "--output is 9e\\+09"),
+        ({"spread": 11.0}, WorkloadError, "--spread is 11; it must be from 0 to 10"),
+        ({"concurrency": float("nan")}, WorkloadError, "--concurrency is nan; it must be from 1"),
+        ({"concurrency": 0.0}, WorkloadError, "--concurrency is 0; it must be from 1"),
         ({"prefix_hits": "140%"}, QuantityError, "--prefix-hits: '140%' is more than the whole"),
         ({"ttft": "500 parsecs"}, QuantityError, "--ttft: '500 parsecs' is not a time; give a number with us, ms"),
         ({"ttft": ""}, QuantityError, "--ttft: '' is not a time"),
+        ({"ttft": "1"}, QuantityError, "--ttft: '1' has no unit"),  # a second, or a millisecond?
+        ({"tpot": "1ns"}, WorkloadError, "--tpot, in seconds, is 1e-09; it must be from 1e-06"),
         ({"tpot": "0ms"}, QuantityError, "--tpot: '0ms' is not accepted"),
         ({"percentile": "p200"}, QuantityError, "--percentile: '200%' is more than the whole"),
-        ({"percentile": "p10"}, WorkloadError, "percentile is 0.1; it must be from 0.5 to 0.999"),
+        ({"percentile": "p10"}, WorkloadError, "--percentile is 0.1; it must be from 0.5 to 0.999"),
         ({"percentile": "median"}, QuantityError, "--percentile: 'median%' is not a fraction"),
     ],
 )

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from placement_builders import GIB, H100, cluster_of
+from placement_builders import GIB, H100, X1, cluster_of
 
-from placement.clusters.hardware import MAX_GPUS, MAX_NODES, Cluster, ClusterError, Gpu, GpuKind, Link, Links, Node
+from placement.clusters.hardware import MAX_GPUS, MAX_NODES, Cluster, ClusterError, Gpu, Link, Links, Node
 
 
 def test_islands_are_sorted_and_hold_their_nodes() -> None:
@@ -94,17 +94,6 @@ def test_a_link_may_take_no_time() -> None:
     assert replace(LINK, latency_s=0.0).latency_s == 0
 
 
-KIND = GpuKind(
-    kind="x1",
-    title="X1",
-    memory_bytes=GIB,
-    memory_bandwidth_bytes_per_s=1e12,
-    flops={"bf16": 1e14},
-    l2_bytes=0,
-    source="test",
-)
-
-
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -118,19 +107,19 @@ KIND = GpuKind(
 )
 def test_impossible_gpu_kinds_are_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ClusterError, match=re.escape(message)):
-        replace(KIND, **fields)
+        replace(X1, **fields)
 
 
 def test_a_gpu_kind_is_a_value_apart_from_the_mapping_it_was_made_of() -> None:
     flops = {"bf16": 1e14}
-    kind = replace(KIND, flops=flops)
+    kind = replace(X1, flops=flops)
     flops["bf16"] = 1.0
-    assert kind == KIND
-    assert len({kind, KIND}) == 1
+    assert kind == X1
+    assert len({kind, X1}) == 1
 
 
 def test_gpus_with_a_spec_of_their_own_are_different_kinds() -> None:
-    own = replace(H100, spec=KIND)
+    own = replace(H100, spec=X1)
     nodes = (*cluster_of(2).nodes, Node(name="own", island="own", gpus=1, gpu=own))
     assert set(Cluster(nodes=nodes).gpu_kinds) == {H100, own}
 

@@ -1,7 +1,8 @@
 import re
+from dataclasses import replace
 
 import pytest
-from placement_builders import GIB
+from placement_builders import GIB, X1
 from placement_builders import H100 as UNNAMED_H100
 
 from placement.clusters.hardware import ClusterError, Gpu, GpuKind, Links
@@ -108,15 +109,7 @@ def test_the_datasheet_of_a_discovered_gpu(gpu: Gpu, kind: str | None) -> None:
 
 
 def test_the_users_own_datasheet_comes_first() -> None:
-    own = GpuKind(
-        kind="h100_sxm",
-        title="mine",
-        memory_bytes=GIB,
-        memory_bandwidth_bytes_per_s=1e12,
-        flops={"bf16": 1e14},
-        l2_bytes=0,
-        source="me",
-    )
+    own = replace(X1, kind="h100_sxm")
     assert spec_of(Gpu(name="H100", memory_bytes=GIB, kind="h100_sxm", spec=own)) is own
 
 

@@ -8,24 +8,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from planner_builders import model
 
 from placement.clusters.hardware import Cluster, Link
 from placement.clusters.machines import cluster_of
 from placement.clusters.terrain import Region, regions
 from placement.cost.constants import shipped
 from placement.cost.prediction import Load, Prediction, Question, predict
-from placement.models import catalogue
 from placement.models.model import ModelSpec
-from placement.models.precision import with_precision
 from placement.shape import Shape
 from placement.workload import Lengths, Workload
-
-
-def model(name: str, precision: str = "") -> ModelSpec:
-    config = catalogue.config(name)
-    assert config is not None
-    spec = ModelSpec.from_hf_config(config, name=name)
-    return with_precision(spec, precision) if precision else spec
 
 
 def predictions(

@@ -1,15 +1,11 @@
 from typing import Any
 
 import pytest
-from placement_builders import DEEPSEEK_V3, GIB, GPT_OSS_120B, H100, LLAMA_8B, LLAMA_70B, MIXTRAL_8X7B
+from placement_builders import DEEPSEEK_V3, GIB, GPT_OSS_120B, H100, LLAMA_8B, LLAMA_70B, MIXTRAL_8X7B, spec
+from planner_builders import model as known
 
 from placement import MemoryUse, ModelSpec, Shape, memory_use
-from placement.models import catalogue
 from placement.models.memory import KvRoom, kv_room, stage_layers
-
-
-def spec(config: dict[str, Any], **changes: object) -> ModelSpec:
-    return ModelSpec.from_hf_config(config | changes, name="m")
 
 
 def use(
@@ -141,12 +137,6 @@ def test_fp8_kv_takes_half() -> None:
 def test_impossible_arguments_are_refused(shape: str, arguments: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="memory_use"):
         use(LLAMA_8B, shape, **arguments)
-
-
-def known(name: str) -> ModelSpec:
-    config = catalogue.config(name)
-    assert config is not None
-    return ModelSpec.from_hf_config(config, name=name)
 
 
 def room(model: ModelSpec, shape: str, context_tokens: int, **arguments: Any) -> KvRoom:

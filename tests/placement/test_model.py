@@ -3,7 +3,8 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from placement_builders import DEEPSEEK_V3, GPT_OSS_120B, LLAMA_8B, LLAMA_70B, MIXTRAL_8X7B, QWEN3_30B_A3B
+from placement_builders import DEEPSEEK_V3, GPT_OSS_120B, LLAMA_8B, LLAMA_70B, MIXTRAL_8X7B, QWEN3_30B_A3B, spec
+from planner_builders import model as known
 
 from placement import ModelConfigError, ModelSpec
 from placement.models import catalogue
@@ -70,10 +71,6 @@ DEEPSEEK_V2_LITE: dict[str, Any] = {
     "v_head_dim": 128,
     "vocab_size": 102400,
 }
-
-
-def spec(config: dict[str, Any], **changes: object) -> ModelSpec:
-    return ModelSpec.from_hf_config(config | changes, name="m")
 
 
 @pytest.mark.parametrize(
@@ -172,12 +169,6 @@ def test_descends_into_the_text_config() -> None:
 def test_impossible_configs_are_refused_by_name(config: dict[str, Any], changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ModelConfigError, match=message):
         spec(config, **changes)
-
-
-def known(name: str) -> ModelSpec:
-    config = catalogue.config(name)
-    assert config is not None
-    return ModelSpec.from_hf_config(config, name=name)
 
 
 def test_mtp_layers_are_counted_apart() -> None:

@@ -104,6 +104,7 @@ def test_the_partition_is_the_smallest_shape_that_meets_the_slo(asked: dict[str,
 @pytest.mark.parametrize("asked", PLANS)
 def test_every_option_keeps_the_slo_and_answers_the_rate(asked: dict[str, Any]) -> None:
     found = planned(**asked)
+    assert found.options
     for option in found.options:
         assert option.meets_slo
         assert found.slo.tpot_s is None or option.load.tpot_s <= found.slo.tpot_s

@@ -28,7 +28,7 @@ def test_a_plan_answers_both_questions_and_says_where_its_numbers_come_from(ran:
     assert output.startswith(f"{LLAMA_70B}: 70.6B parameters, 131 GiB of weights\n")
     assert "SLO: TPOT 30 ms at p90" in output
     assert re.search(r"How to cut it: +\S+ is the smallest that meets the SLO \(\d+ GPUs each, \d+% chance\)\.", output)
-    assert re.search(r"How many of them: \d+ x \S+ = \d+ GPUs, \S+ chance\.", output)
+    assert re.search(r"What to run: +\d+ x \S+ = \d+ GPUs, \S+ chance\.", output)
     assert "chance: that TPOT will be kept, from how far off such predictions were where it was measured." in output
     assert re.search(r"chances: this model was measured on h100_sxm .* half are within \d+% for TPOT", output)
     assert re.search(r"replica 1: dgx-h100-\d \(dgx-h100-\d\) GPUs \d", output)
@@ -140,6 +140,16 @@ def test_a_plan_becomes_a_configuration_that_serve_takes(
     assert config.model.engine["gpu_memory_utilization"] == 0.9
 
 
+def test_a_plan_says_where_its_configuration_is(ran: Ran, tmp_path: Path) -> None:
+    assert str(tmp_path / "serve.yaml") in ran(*PLAN, "--emit", tmp_path / "serve.yaml")[2]
+
+
+def test_a_row_of_the_table_fits_into_80_columns(ran: Ran) -> None:
+    rows = re.findall(r"^(?:shape|tp|pp).*", ran(*PLAN)[1], re.MULTILINE)
+    assert len(rows) > 5
+    assert max(map(len, rows)) <= 80
+
+
 def test_where_the_cache_is_small_the_configuration_limits_the_length(ran: Ran, tmp_path: Path) -> None:
     """vLLM does not start where one request of the model's full length finds no room."""
     machine = written(tmp_path / "c.yaml", "{gpu: h100_sxm, gpus_per_machine: 2}")
@@ -189,9 +199,11 @@ def test_a_cluster_file_that_cannot_be(ran: Ran, tmp_path: Path, command: str, n
         (("--prefix-hits", "140%"), "--prefix-hits: '140%' is more than the whole; give a number from 0 to 1"),
         (("--percentile", "p200"), "--percentile: '200%' is more than the whole"),
         (("--input", "0"), "--input: '0' is not accepted"),
-        (("--concurrency", "nan"), "concurrency is nan; it must be from 1"),
-        (("--rate", "5/s", "--concurrency", "3"), "requests_per_s and concurrency are both given"),
-        (("--cluster", "4x dgx-h1000"), "machine 'dgx-h1000' is not known; did you mean dgx-h100"),
+        (("--concurrency", "nan"), "--concurrency is nan; it must be from 1"),
+        (("--rate", "5/s", "--concurrency", "3"), "--rate and --concurrency are both given"),
+        (("--cluster", "4x dgx-h1000"), "--cluster: machine 'dgx-h1000' is not known; did you mean dgx-h100"),
+        (("--cluster", "c.txt"), "The name of a file ends in .yaml, .yml, .json."),
+        (("--emit", "serve.yaml", "--engine", "sglang"), "--emit: `archipelago serve` runs vllm, not sglang"),
         (("--cluster", "125001x dgx-h100"), "125001 nodes and 1000008 GPUs is too large"),
         (("--cluster", "/nowhere/c.yaml"), "--cluster: /nowhere/c.yaml cannot be read: "),
         (("--explain", "banana"), "'banana'"),
@@ -229,7 +241,11 @@ def test_a_file_that_is_no_hugging_face_config(ran: Ran, tmp_path: Path, content
 def test_a_model_that_nobody_knows(ran: Ran, name: str) -> None:
     message = refused(ran("plan", name, *FOUR_MACHINES))
     assert f"model is {name[:200]!r}; it is no file" in message
-    assert "Give the path of its config.json." in message
+    assert re.search(r"(Give|Or give) the path of its config\.json\.$", message)
+
+
+def test_a_model_whose_name_is_nearly_right_is_suggested(ran: Ran) -> None:
+    assert f"Did you mean {LLAMA_70B}?" in refused(ran("plan", LLAMA_70B[:-1], *FOUR_MACHINES))
 
 
 # --- scaling ---------------------------------------------------------------------------------------------------------
@@ -250,12 +266,12 @@ def test_scaling_prints_curves_and_writes_a_page(ran: Ran, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--max-gpus", "0"), "max_gpus is 0; it must be from 1 to 16"),
-        (("--max-gpus", "17"), "max_gpus is 17; it must be from 1 to 16"),
-        (("--running", "0.5"), "running is 0.5; it must be at least 1"),
-        (("--running", "nan"), "running is nan"),
+        (("--max-gpus", "0"), "--max-gpus is 0; it must be from 1 to 16"),
+        (("--max-gpus", "17"), "--max-gpus is 17; it must be from 1 to 16"),
+        (("--running", "0.5"), "--running is 0.5; it must be at least 1"),
+        (("--running", "nan"), "--running is nan"),
         (("--threshold", "120%"), "--threshold: '120%' is more than the whole"),
-        (("--threshold", "0"), "threshold is 0"),
+        (("--threshold", "0"), "--threshold is 0"),
     ],
 )
 def test_a_sweep_that_cannot_be_made(ran: Ran, arguments: Sequence[str], message: str) -> None:

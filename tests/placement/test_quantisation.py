@@ -2,6 +2,7 @@ from typing import Any
 
 import pytest
 from placement_builders import DEEPSEEK_V3, GPT_OSS_120B, LLAMA_8B, LLAMA_70B, MIXTRAL_8X7B, QWEN3_30B_A3B
+from planner_builders import model as known
 
 from placement import ModelSpec
 from placement.models import catalogue
@@ -63,9 +64,7 @@ def test_weight_bytes_match_the_checkpoint(
     ],
 )
 def test_published_checkpoints(name: str, gb: float) -> None:
-    config = catalogue.config(name)
-    assert config is not None
-    assert ModelSpec.from_hf_config(config, name=name).weight_bytes == pytest.approx(gb * 1e9, rel=0.02)
+    assert known(name).weight_bytes == pytest.approx(gb * 1e9, rel=0.02)
 
 
 @pytest.mark.parametrize(
@@ -195,9 +194,7 @@ def test_served_in_another_precision(config: dict[str, Any], precision: str, gb:
 
 
 def test_a_linear_mixer_stays_in_16_bits_when_the_rest_has_4() -> None:
-    config = catalogue.config("Qwen/Qwen3.5-397B-A17B")
-    assert config is not None
-    four = {part.kind: part for part in with_precision(spec(dict(config)), "fp4").matrices}
+    four = {part.kind: part for part in known("Qwen/Qwen3.5-397B-A17B", "fp4").matrices}
     assert (four["linear"].math, four["linear"].bytes_per_weight, four["experts"].math) == ("bf16", 2, "fp4")
 
 

@@ -7,15 +7,15 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from planner_builders import model as known
 
-from placement import ModelSpec, misfits
+from placement import misfits
 from placement.clusters.machines import cluster_of
 from placement.clusters.terrain import Region, regions
 from placement.cost import constants
 from placement.cost.prediction import Question, factors_for, predict, work_in
 from placement.cost.serving import Demand, prompt_alone_s
 from placement.cost.work import stack
-from placement.models import catalogue
 from placement.scaling.curve import Curve, Point, Way
 from placement.scaling.scale import Scaling, ScalingError, scale
 from placement.workload import Lengths, Workload
@@ -29,12 +29,9 @@ DEEPSEEK = "deepseek-ai/DeepSeek-V3"
 
 @lru_cache(maxsize=64)
 def asked(model: str, machine: str, count: int, tokens_in: int, tokens_out: int) -> tuple[Question, Region]:
-    config = catalogue.config(model)
-    assert config is not None
     workload = Workload(input_tokens=Lengths(mean_tokens=tokens_in), output_tokens=Lengths(mean_tokens=tokens_out))
-    spec = ModelSpec.from_hf_config(config, name=model)
     region = regions(cluster_of(machine, count))[0]
-    return Question(model=spec, workload=workload, constants=constants.shipped()), region
+    return Question(model=known(model), workload=workload, constants=constants.shipped()), region
 
 
 @lru_cache(maxsize=64)
@@ -203,6 +200,12 @@ def test_sizes_follow_the_islands() -> None:
     assert {18, 36, 72} <= {point.gpus for point in curve(study(LLAMA_70B, "gb200-nvl72"), "pp").points}
     assert [str(point.shape) for point in curve(study(LLAMA_70B, "dgx-h100", 2), "tp_pp").points] == ["tp8", "tp8pp2"]
     assert not any(each.way == "tp_across" for each in study(LLAMA_70B, "dgx-h100").curves)
+
+
+def test_one_gpu_is_a_point_though_nothing_grows() -> None:
+    question, region = asked(LLAMA_8B, "dgx-h100", 1, 1024, 1024)
+    (only,) = scale(question, region, max_gpus=1).curves
+    assert [(str(point.shape), point.fits) for point in only.points] == [("tp1", True)]
 
 
 def test_steps_of_fewer_requests_are_not_compared() -> None:

@@ -10,16 +10,15 @@ from functools import cache
 import numpy as np
 import pytest
 from collective_builders import machines_of
+from planner_builders import model
 
 from placement.clusters.hardware import GpuKind, Link, Links
 from placement.collectives import Group, Routing, moe_combine, moe_dispatch
 from placement.cost.constants import Constants, read, shipped, write
 from placement.cost.step import Situation, Step, lookup, step
 from placement.cost.work import Groups, Traffic, stack, work_of
-from placement.models import catalogue
 from placement.models.memory import kv_bytes_per_gpu
 from placement.models.model import ModelSpec
-from placement.models.precision import with_precision
 from placement.shape import Shape
 
 GIB = 2**30
@@ -41,13 +40,6 @@ def tpu(name: str, memory_gib: int, gb_per_s: float, tera_bf16: float, tera_int8
 # The book's round figures: 8.2e11 bytes/s and 1.97e14 FLOP/s.
 V5E = tpu("tpu_v5e", 16, 820, 197, 394)
 V4 = tpu("tpu_v4", 32, 1200, 275, 275)
-
-
-def model(name: str, precision: str = "", **changed: object) -> ModelSpec:
-    config = catalogue.config(name)
-    assert config is not None
-    spec = ModelSpec.from_hf_config({**config, **changed}, name=name)
-    return with_precision(spec, precision) if precision else spec
 
 
 @cache
