@@ -9,7 +9,8 @@ help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "variables: MODEL= SHAPE= CONFIG= (serve), ENGINE=cpu|cuda, PYTHON=python3.12"
 
-install: # -I: a file of ours must not hide a module of the standard library
+# -I: a file of ours must not hide a module of the standard library
+install: ## into .venv; the others do it first where something is missing
 	@ENGINE='$(ENGINE)' $(PYTHON) -I deployments/install.py
 
 serve: install ## serve a model: make serve [CONFIG=file.yaml] [MODEL=tiny-llama] [SHAPE=tp2pp2]

@@ -18,6 +18,7 @@ from deployments.config import (
     ClusterConfig,
     Config,
     ModelConfig,
+    RayCluster,
     SimulatedCluster,
     SimulatedEngineConfig,
 )
@@ -191,7 +192,8 @@ def _iter_port_problems(config: Config, is_free: Callable[[str, int], bool]) -> 
             yield refused(field, port, f"{origin}ports end at {MAX_PORT}; give an integer from 1 to {MAX_PORT}")
         elif other != field:
             yield refused(field, port, f"{origin}it is {other} too; give another one")
-        elif not is_free(host, port):
+        # On a cluster that runs its head listens, and what it serves already may be what is to change.
+        elif not isinstance(config.cluster, RayCluster) and not is_free(host, port):
             at = f"{origin}nothing can listen on it at {host} now"
             yield refused(field, port, f"{at}; give a free port, and an address of this machine")
 

@@ -1,6 +1,7 @@
 """Where a model comes from, and what is known of it before anything is started or downloaded."""
 
 import json
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -58,6 +59,9 @@ def download_config(model: ModelConfig, environ: Mapping[str, str]) -> None:
     """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
+
+    # It would say of each of its tries that the hub does not answer.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 
     revision, token = _text(model.engine.get("revision")), _text(model.engine.get("hf_token"))
     endpoint, cache = environ.get("HF_ENDPOINT"), _hub_cache(environ)

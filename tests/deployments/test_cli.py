@@ -167,6 +167,15 @@ def test_what_the_gate_of_a_pipeline_cannot_read_is_no_broken_limit(ran: Ran) ->
     assert ran("bench", "gate", "result.json")[0] == 2
 
 
+def test_a_full_disk_is_told_in_a_line() -> None:
+    program = "import sys; from deployments.cli import main; sys.exit(main(['check', '--fields']))"
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([sys.executable, "-c", program], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("archipelago: the output cannot be written: No space left on device\n")
+    assert "Traceback" not in done.stderr
+
+
 # --- check -----------------------------------------------------------------------------------------------------------
 
 

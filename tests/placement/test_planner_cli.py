@@ -150,6 +150,12 @@ def test_a_row_of_the_table_fits_into_80_columns(ran: Ran) -> None:
     assert max(map(len, rows)) <= 80
 
 
+def test_where_gpus_are_mixed_a_row_says_of_which_kind_it_is(ran: Ran, tmp_path: Path) -> None:
+    mixed = written(tmp_path / "c.yaml", "machines: [dgx-h100, dgx-a100]")
+    output = ran("plan", LLAMA_70B, "--cluster", mixed, "--rate", "2/s", "--top", "99")[1]
+    assert {"h100_sxm", "a100_sxm"} <= set(re.findall(r"^(?:tp|pp)\S+ (\S+) +\d", output, re.MULTILINE))
+
+
 def test_where_the_cache_is_small_the_configuration_limits_the_length(ran: Ran, tmp_path: Path) -> None:
     """vLLM does not start where one request of the model's full length finds no room."""
     machine = written(tmp_path / "c.yaml", "{gpu: h100_sxm, gpus_per_machine: 2}")
