@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Prints the folder of a prometheus binary: the one on PATH, else Debian's package unpacked (not installed) in .tools.
+# No hash stands here, as each distribution has its own version: apt verifies it by the distribution's signature.
 # Nothing where neither can be had; the tests that need it are then skipped, and say so.
 set -euo pipefail
 tools="$(cd "$(dirname "$0")/.." && pwd)/.tools/prometheus"

@@ -1,8 +1,9 @@
 """Installs Archipelago into `.venv`: `make serve`, `make test` and the Dockerfile all come through here.
 
 Standard library only, because nothing is installed yet when it runs. One lock per engine build (`locks/cpu.txt`,
-`locks/cuda.txt`) names the exact version of every package, so nothing is resolved at install time. A stamp in `.venv`
-holds the digest of what was installed: a second run only reads a few files.
+`locks/cuda.txt`) names the exact version of every package and the SHA-256 of each of its files, so nothing is resolved
+at install time and nothing else is installed. A stamp in `.venv` holds the digest of what was installed: a second run
+only reads a few files.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ import platform
 import re
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +30,10 @@ VENV_PYTHON = VENV / "bin" / "python"
 STAMP = VENV / "archipelago.stamp"
 OLDEST_PYTHON = (3, 11)
 GPU_LIST_TIMEOUT_S = 20  # nvidia-smi takes seconds where the driver is not kept loaded
+# PyPI takes no local versions (PEP 440), so torch==2.13.0+cpu comes from PyTorch's index or from a folder of wheels,
+# of which another machine may have other ones: the hashes that `make lock` sees here could be wrong there.
+LOCAL_VERSION = re.compile(r"^(\S+==\S+\+\S+)(?: \\\n +--hash=\S+)*$", re.MULTILINE)
+WITHOUT_HASH = "# Without a hash: not from PyPI, see .github/SECURITY.md.\n"
 
 
 class Engine(NamedTuple):
@@ -109,12 +116,17 @@ def needs_torch_backend(engine: Engine, links: list[str]) -> bool:
     return engine.name == "cpu" and not any(list(Path(link).glob("torch-*+cpu-*.whl")) for link in links)
 
 
-def locked_version(lock: str, package: str) -> str:
-    """The version that the text of a lock pins `package` to."""
-    found = re.search(rf"^{re.escape(package)}==(\S+)$", lock, re.MULTILINE)
+def locked_requirement(lock: str, package: str) -> str:
+    """What the text of a lock asks for in a package: its version, and its hashes if it has any."""
+    found = re.search(rf"^{re.escape(package)}==\S+(?: \\\n +--hash=\S+)*$", lock, re.MULTILINE)
     if not found:
         raise InstallError(f"deployments/locks does not pin {package}; run: make lock")
-    return found[1]
+    return found[0]
+
+
+def without_local_hashes(lock: str) -> str:
+    """The text of a lock as it is the same on every machine."""
+    return LOCAL_VERSION.sub(rf"{WITHOUT_HASH}\1", lock)
 
 
 def digest(engine: Engine, python: str) -> str:
@@ -143,13 +155,24 @@ def step(title: str, command: list[str], *, quiet: bool = False) -> None:
             if not quiet and not re.match(r" [-+~] ", line):
                 print(f"   {line.rstrip()}", flush=True)
     if run.returncode != 0:
-        reason = next((line.strip() for line in reversed(said) if line.strip()), f"exit code {run.returncode}")
-        raise InstallError(f"{title} failed: {reason}. Installing needs the network and some disk space.")
+        raise InstallError(f"{title} failed: {reason(said) or f'exit code {run.returncode}'}")
     print(f"   {time.monotonic() - started_s:.1f} s", flush=True)
 
 
+def reason(said: Sequence[str]) -> str:
+    """Why uv or pip failed, from the lines that it printed; empty if it printed none."""
+    for line in said:
+        if found := re.search(r"hash mismatch.*|these packages do not match the hashes", line, re.IGNORECASE):
+            return f"{found[0]}. What came is not the file that was locked, so it was not installed."
+    last = next((line.strip() for line in reversed(said) if line.strip()), "")
+    return last and f"{last}. Installing needs the network and some disk space."
+
+
 def ensure_uv(requirement: str) -> str:
-    """Makes `.venv` if there is none for this Python, with uv in it; returns uv's path."""
+    """Makes `.venv` if there is none for this Python, with uv in it; returns uv's path.
+
+    `requirement` is a line of a requirements file, since pip takes hashes only there.
+    """
     if importlib.util.find_spec("venv") is None or importlib.util.find_spec("ensurepip") is None:
         raise InstallError("This Python cannot make virtual environments; on Debian and Ubuntu install python3-venv.")
     uv, config = VENV / "bin" / "uv", VENV / "pyvenv.cfg"
@@ -157,8 +180,11 @@ def ensure_uv(requirement: str) -> str:
     if other_python or not (uv.exists() and VENV_PYTHON.exists()):
         make = [sys.executable, "-m", "venv", *(["--clear"] if other_python else []), str(VENV)]
         step(f"virtual environment .venv with Python {platform.python_version()}", make, quiet=True)
-        pip = [str(VENV_PYTHON), "-m", "pip", "install", "--quiet", "--retries", "2", requirement]
-        step(requirement, pip, quiet=True)
+        with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
+            file.write(requirement)
+            file.flush()
+            pip = [str(VENV_PYTHON), "-m", "pip", "install", "--quiet", "--retries", "2", "--requirement", file.name]
+            step(requirement.split()[0], pip, quiet=True)
     return str(uv)
 
 
@@ -166,6 +192,15 @@ def pip_find_links() -> list[str]:
     """`find_links` of whichever pip there is: the system's Python or the one in `.venv` may each lack it."""
     pips = ([python, "-m", "pip", "config", "list"] for python in (sys.executable, str(VENV_PYTHON)))
     return find_links("".join(subprocess.run(pip, capture_output=True, text=True).stdout for pip in pips))
+
+
+def sync_command(uv: str, python: Path, links: Sequence[str], lock: Path) -> list[str]:
+    """Brings the environment of `python` to exactly the lock; a file with another hash than the lock's is refused.
+
+    Wheels only: to build one uv would fetch tools that no lock names.
+    """
+    places = [f"--find-links={link}" for link in links]
+    return [uv, "pip", "sync", "--python", str(python), "--no-build", *places, str(lock)]
 
 
 def install(engine: Engine) -> None:
@@ -176,14 +211,13 @@ def install(engine: Engine) -> None:
     STAMP.unlink(missing_ok=True)
     started_s = time.monotonic()
     pins = engine.lock.read_text()
-    uv = ensure_uv(f"uv=={locked_version(pins, 'uv')}")
+    uv = ensure_uv(locked_requirement(pins, "uv"))
     target, links = ["--python", str(VENV_PYTHON)], pip_find_links()
     if needs_torch_backend(engine, links):
         # By itself: with a torch backend uv also takes triton from PyTorch's index, which need not have the locked one.
-        torch = f"torch=={locked_version(pins, 'torch')}"
+        torch = locked_requirement(pins, "torch")
         step(torch, [uv, "pip", "install", *target, "--no-deps", "--torch-backend", "cpu", torch])
-    sync = [uv, "pip", "sync", *target, *(f"--find-links={link}" for link in links), str(engine.lock)]
-    step(f"the packages of {engine.lock.relative_to(ROOT)}", sync)
+    step(f"the packages of {engine.lock.relative_to(ROOT)}", sync_command(uv, VENV_PYTHON, links, engine.lock))
     project = [uv, "pip", "install", *target, "--no-deps", "--no-build-isolation", "--editable", str(ROOT)]
     step("Archipelago itself", project, quiet=True)
     fresh = STAMP.with_suffix(".new")
@@ -193,7 +227,10 @@ def install(engine: Engine) -> None:
 
 
 def lock(engine: Engine) -> None:
-    """Writes the lock of one engine anew. Pins that still fit stay: delete the file first for the newest versions."""
+    """Writes the lock of one engine anew.
+
+    Pins that still fit stay, and so do their hashes: delete the file first for the newest versions and files.
+    """
     uv, links = ensure_uv("uv"), pip_find_links()
     command = [uv, "pip", "compile", "--quiet", "pyproject.toml", "--extra", engine.name, "--extra", "dev"]
     command += ["--python-version", "3.11", "--python-platform", "x86_64-manylinux_2_28"]
@@ -201,8 +238,9 @@ def lock(engine: Engine) -> None:
     command += ["--override", str(LOCKS / "cpu-overrides.txt")] if engine.overrides else []
     command += [f"--find-links={link}" for link in links]
     command += ["--torch-backend", "cpu"] if needs_torch_backend(engine, links) else []
-    command += ["--no-annotate", "--custom-compile-command", "make lock", "--output-file", str(engine.lock)]
-    step(f"{engine.lock.relative_to(ROOT)}", command)
+    command += ["--no-annotate", "--generate-hashes", "--custom-compile-command", "make lock"]
+    step(f"{engine.lock.relative_to(ROOT)}", [*command, "--output-file", str(engine.lock)])
+    engine.lock.write_text(without_local_hashes(engine.lock.read_text()))
 
 
 def main() -> int:

@@ -29,12 +29,18 @@ def document(engine: Engine) -> dict[str, Any]:
     return found
 
 
-def test_every_locked_package_is_in_it_once(engine: Engine, document: dict[str, Any]) -> None:
-    pins = [line for line in engine.lock.read_text().splitlines() if "==" in line and not line.startswith("#")]
-    assert [f"{part['name']}=={part['version']}" for part in document["components"]] == sorted(
-        pins, key=lambda pin: pin.partition("==")[0]
-    )
-    assert len({part["bom-ref"] for part in document["components"]}) == len(pins) > 100
+def test_every_locked_package_is_in_it_once_with_its_hashes(engine: Engine, document: dict[str, Any]) -> None:
+    lock = re.findall(r"^(\S+)==(\S+)((?: \\\n +--hash=\S+)*)$", engine.lock.read_text(), re.MULTILINE)
+    locked = {f"{name}=={version}": set(re.findall("[0-9a-f]{64}", hashes)) for name, version, hashes in lock}
+    found = {f"{part['name']}=={part['version']}": hashes_of(part) for part in document["components"]}
+    assert found == locked
+    assert len({part["bom-ref"] for part in document["components"]}) == len(document["components"]) > 100
+
+
+def hashes_of(part: dict[str, Any]) -> set[str]:
+    files = [hashed for place in part.get("externalReferences", []) for hashed in place["hashes"]]
+    assert {hashed["alg"] for hashed in files} <= {"SHA-256"}
+    return {hashed["content"] for hashed in files}
 
 
 def test_it_is_cyclonedx(document: dict[str, Any]) -> None:
