@@ -152,7 +152,7 @@ class _Search:
             return 0.0
         self._runs.clear()
         fine = crossing(self._excess(self._fine), rough, least, most, step=0.05, close=0.1)
-        return _margin(self._case.slo.percentile) * fine
+        return margin(self._case.slo.percentile) * fine
 
     def _excess(self, draws: Draws) -> Callable[[float], float]:
         """Logarithm of how far the SLO's percentile is beyond the SLO."""
@@ -188,7 +188,7 @@ class _Search:
             if load * whole < self.saturation_per_s * _BUSIEST:
                 self._run(self._rough, load * whole)
         seen = [(made.requests_per_s / whole, made.attainment) for made in self._runs]
-        if 0 < requests_per_s < self.saturation_per_s * _BUSIEST * _margin(percentile):
+        if 0 < requests_per_s < self.saturation_per_s * _BUSIEST * margin(percentile):
             # A rough run may say otherwise; what it is for is how steep the curve is.
             seen = [(load, max(kept, percentile) if load < 1 else min(kept, percentile)) for load, kept in seen]
             seen.append((1.0, percentile))
@@ -197,8 +197,8 @@ class _Search:
         return tuple(np.interp(LOADS, loads, falling, right=0.0).tolist())
 
 
-def _margin(percentile: float) -> float:
-    """The share of a ceiling to count on."""
+def margin(percentile: float) -> float:
+    """The share of a ceiling that `requests_per_s` is, to count on for an SLO of this percentile."""
     halvings = max(0.0, math.log2(0.1 / (1 - percentile)))  # of the misses that p90 allows
     return max(_LEAST_MARGIN, _MARGIN - _PER_HALVING * halvings)
 

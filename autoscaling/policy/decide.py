@@ -11,6 +11,7 @@ from autoscaling.capacity.times import Times
 from autoscaling.capacity.transitions import Stage, Transition, transition
 from autoscaling.decision import Cause, Decision
 from autoscaling.observation import Blind, Observation, Pools, gpus_of, pools_of, spelled
+from autoscaling.policy.budget import counted, ease
 from autoscaling.policy.doubts import doubting
 from autoscaling.policy.estimates import Estimates
 from autoscaling.policy.memory import Memory
@@ -38,21 +39,23 @@ def decide(
     if isinstance(observation, Blind):
         return _blind(observation, memory)
     passed_s = memory.passed_s(observation.at_s, observation.window_s)
-    memory = memory.seeing(observation, rules.lookback_s)
+    memory = counted(memory.seeing(observation, rules.lookback_s), observation, rules, passed_s)
     memory = doubting(memory, observation, Estimates(performance, rules.slo), rules, passed_s)
 
     current = _current(observation, memory, rules)
     shapes = candidates(rules, tuple(current))
     start_s = max((times.start_s(shape) for shape in shapes), default=0.0)
-    plan = outlook(observation, rules, start_s=start_s, regrets=memory.regrets)
-    estimates = Estimates(performance, rules.slo, memory.doubts)
+    plan = outlook(observation, rules, start_s=start_s, regrets=memory.regrets_of(gpus_of(current)))
+    room = ease(memory, observation.demand, rules)
+    # Eased only for giving up replicas: were rises measured so too, help for them would come too late.
+    estimates, eased = (Estimates(performance, rules.slo, memory.doubts, by) for by in (1.0, room))
     limits = bounds(rules, observation.fleet.gpus)
     may_stay = limits.allow(current)
     islands = islands_of(observation.fleet.cluster)
 
     hold, *others = (
-        priced(candidate, way, plan, estimates, rules.payback_s)
-        for candidate in options(current, shapes, plan, estimates, limits)
+        priced(candidate, way, plan, eased if candidate.only_gives_up(current) else estimates, rules.payback_s)
+        for candidate in options(current, shapes, plan, estimates, eased, limits)
         if (way := _way(candidate, current, limits, rules, times, islands))
     )
     choice = choose(
@@ -63,7 +66,7 @@ def decide(
         refusal=lambda offer: refusal(offer, current, memory, limits, observation.at_s),
     )
     memory = pressed(memory, choice, passed_s)
-    held = held_back(choice, memory, observation, plan, rules, times, may_stay=may_stay)
+    held = held_back(choice, memory, observation, plan, rules, times, may_stay=may_stay, has_misses_left=room > 1)
     return _decision(observation, choice, held, plan, Reasons(observation, plan, estimates, rules)), memory
 
 

@@ -18,12 +18,18 @@ _UNLIKE = 0.8
 
 
 class Estimates:
-    """Answers for one SLO. `trust` is what the rates of a shape are multiplied with; 1 for those that are not in it."""
+    """Answers for one SLO. `trust` is what the rates of a shape are multiplied with; 1 for those that are not in it.
 
-    def __init__(self, performance: Performance, slo: Slo, trust: Mapping[Shape, float] | None = None) -> None:
+    `ease` is what the rates that keep the SLO are multiplied with beside: above 1 it does without some of their margin.
+    """
+
+    def __init__(
+        self, performance: Performance, slo: Slo, trust: Mapping[Shape, float] | None = None, ease: float = 1.0
+    ) -> None:
         self.slo = slo
         self._performance = performance
         self._trust = trust or {}
+        self._ease = ease
         self._known: dict[tuple[Shape, int, float, float], Capacity] = {}
 
     def capacity(self, shape: Shape, demand: Demand, total: int) -> Capacity:
@@ -42,7 +48,7 @@ class Estimates:
             self.capacity(shape, demand, total).requests_per_s * self._trust.get(shape, 1.0) * replicas
             for shape, replicas in pools.items()
         )
-        return together * _matched(pools)
+        return together * _matched(pools) * self._ease
 
     def saturation_per_s(self, pools: Pools, demand: Demand) -> float:
         """Requests per second that `pools` answer at all."""
@@ -81,7 +87,7 @@ class Estimates:
         most_per_s = sum(rate * trust * count for _, rate, trust, count in able)
         if most_per_s <= 0:
             return 0.0
-        load = demand.requests_per_s / (most_per_s * _matched(pools))
+        load = demand.requests_per_s / (most_per_s * _matched(pools) * self._ease)
         return sum(one.attainment(rate * load) * rate * trust * count for one, rate, trust, count in able) / most_per_s
 
     def needed(self, shape: Shape, demands: Iterable[Demand], beside: Pools | None = None, *, most: int) -> int | None:
@@ -97,7 +103,7 @@ class Estimates:
 
         if suffices(0):
             return 0
-        best = self.capacity(shape, demand, present + most).requests_per_s * self._trust.get(shape, 1.0)
+        best = self.capacity(shape, demand, present + most).requests_per_s * self._trust.get(shape, 1.0) * self._ease
         if best <= 0:
             return None
         missing_per_s = demand.requests_per_s - self.servable_per_s(others, demand)

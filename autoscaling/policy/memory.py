@@ -11,7 +11,7 @@ from typing import Any, Literal
 from autoscaling.observation import Observation, Pools, gpus_of, pools_of
 from placement import Shape
 
-VERSION = 1
+VERSION = 2
 Direction = Literal["more", "less"]
 
 
@@ -71,10 +71,12 @@ class Memory:
         desired: the fleet's target when it was last seen.
         change: the last change of target.
         pressure: what speaks for a change, and since when.
-        regrets: how often in a row GPUs were given up and soon needed again.
+        regrets: how often in a row GPUs were given up and soon needed again. regretted_gpus: of the largest fleet of
+            which that was so.
         stuck_s: for how long the change that is going on has lacked something.
         missed_s: for how long the fleet has done far worse than the model of it says.
         arrived, late: requests of the last minutes, and those that missed the SLO; older ones fade.
+        asked, missed: the same two over a lookback, whatever the fleet was doing.
         owed: requests beyond what the fleet can answer, as the model has it; below 0 after time with room to spare.
         doubts: what the model's rates are multiplied with, of shapes that were seen doing worse.
         barred: repartitions that failed.
@@ -85,10 +87,13 @@ class Memory:
     change: Change | None = None
     pressure: Pressure | None = None
     regrets: int = 0
+    regretted_gpus: int = 0
     stuck_s: float = 0.0
     missed_s: float = 0.0
     arrived: float = 0.0
     late: float = 0.0
+    asked: float = 0.0
+    missed: float = 0.0
     owed: float = 0.0
     doubts: Mapping[Shape, float] = field(default_factory=dict, hash=False)
     barred: tuple[Barred, ...] = ()
@@ -104,11 +109,14 @@ class Memory:
         GPUs that were given up for less than `soon_s` before more were needed are a regret.
         """
         fleet, at_s = observation.fleet, observation.at_s
-        change, regrets = self.change, self.regrets
+        change, regrets, regretted_gpus = self.change, self.regrets, self.regretted_gpus
         if self.desired is not None and fleet.desired != self.desired:
             if change is not None and gpus_of(change.after) < gpus_of(change.before):
                 soon = at_s - change.at_s < soon_s
-                regrets = regrets + 1 if soon and gpus_of(fleet.desired) > gpus_of(self.desired) else regrets * soon
+                if soon and gpus_of(fleet.desired) > gpus_of(self.desired):
+                    regrets, regretted_gpus = regrets + 1, max(regretted_gpus, gpus_of(change.before))
+                elif not soon:
+                    regrets = regretted_gpus = 0
             change = Change(at_s=at_s, before=self.desired, after=fleet.desired)
         if change is not None and change.took_s is None and not fleet.changing:
             change = replace(change, took_s=at_s - change.at_s)
@@ -121,9 +129,14 @@ class Memory:
             desired=pools_of(fleet.desired),
             change=change,
             regrets=regrets,
+            regretted_gpus=regretted_gpus,
             stuck_s=stuck_s,
             barred=barred,
         )
+
+    def regrets_of(self, gpus: int) -> int:
+        """Those that tell of a fleet of so many GPUs: what a larger one serves is not what was asked for so soon."""
+        return self.regrets if gpus <= self.regretted_gpus else 0
 
     def barring(self, before: Pools, after: Pools, until_s: float) -> "Memory":
         """With one more repartition that is not to be tried before `until_s`."""
@@ -162,10 +175,13 @@ class Memory:
                 "peak": pressure.peak,
             },
             "regrets": self.regrets,
+            "regretted_gpus": self.regretted_gpus,
             "stuck_s": self.stuck_s,
             "missed_s": self.missed_s,
             "arrived": self.arrived,
             "late": self.late,
+            "asked": self.asked,
+            "missed": self.missed,
             "owed": self.owed,
             "doubts": {str(shape): trust for shape, trust in self.doubts.items()},
             "barred": [
@@ -200,10 +216,13 @@ def _read(document: Mapping[str, Any]) -> Memory:
         change=change and Change(**{**change, "before": _pools(change["before"]), "after": _pools(change["after"])}),
         pressure=pressure and Pressure(**pressure),
         regrets=int(document["regrets"]),
+        regretted_gpus=int(document["regretted_gpus"]),
         stuck_s=float(document["stuck_s"]),
         missed_s=float(document["missed_s"]),
         arrived=float(document["arrived"]),
         late=float(document["late"]),
+        asked=float(document["asked"]),
+        missed=float(document["missed"]),
         owed=float(document["owed"]),
         doubts={Shape.parse(name): float(trust) for name, trust in document["doubts"].items()},
         barred=tuple(

@@ -23,6 +23,10 @@ class Candidate:
     kind: Kind
     pools: Pools = field(hash=False)
 
+    def only_gives_up(self, current: Pools) -> bool:
+        """Whether it is the present shapes with fewer replicas."""
+        return self.kind == "replicas" and gpus_of(self.pools) < gpus_of(current)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bounds:
@@ -84,9 +88,12 @@ def kind_of(before: Pools, after: Pools) -> Kind:
 
 
 def options(
-    current: Pools, shapes: Sequence[Shape], outlook: Outlook, estimates: Estimates, limits: Bounds
+    current: Pools, shapes: Sequence[Shape], outlook: Outlook, estimates: Estimates, eased: Estimates, limits: Bounds
 ) -> tuple[Candidate, ...]:
-    """Everything worth a price, hold first. `shapes` are those that may serve, the present ones among them."""
+    """Everything worth a price, hold first. `shapes` are those that may serve, the present ones among them.
+
+    `eased` are the estimates for fewer replicas.
+    """
     need = tuple(asked.demand for asked in outlook.need)
     recent = tuple(asked.demand for asked in outlook.recent)
     lasting = tuple(asked.demand for asked in outlook.lasting)
@@ -94,7 +101,7 @@ def options(
     found: list[Pools] = [pools_of(current)]
     for shape in current:
         found += _more(shape, current, need, estimates, limits)
-        found += _fewer(shape, current, recent, estimates, limits)
+        found += _fewer(shape, current, recent, eased, limits)
     for shape in worthwhile:
         found += _alone(shape, (need, lasting), estimates, limits)
         if shape not in current:

@@ -56,7 +56,8 @@ class Rules:
         forecast_quantile: of the forecast demand that shall be served within the SLO.
         horizon_s: what a price is over; 0 for one cold start and ten minutes.
         payback_s: how long the demand is taken to last beyond the horizon, when GPU-seconds are compared.
-        lookback_s: what was asked in so long a past, a repartition that only saves GPUs must serve as well.
+        lookback_s: what was asked in so long a past, a repartition that only saves GPUs must serve as well. Requests
+            that missed the SLO in it count against those that may.
         hysteresis: share of the GPU-seconds that such a repartition must save.
         up_after_s: demand must have been too much for so long, and still be near its peak.
         repartition_after_s: the same for a repartition, whether it cures or saves.

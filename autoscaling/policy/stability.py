@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from autoscaling.capacity.ceiling import margin
 from autoscaling.capacity.times import Times
 from autoscaling.observation import Fleet, Observation, Pools, spelled
 from autoscaling.policy.memory import Direction, Memory, Pressure
@@ -15,8 +16,7 @@ from autoscaling.policy.rules import Rules
 # window: so demand that falls is waited for, once as long again.
 _NEAR_PEAK = 0.9
 _LONGEST_WAIT = 2.0
-# So little too much misses few: it may be noise, and is waited for longer.
-_MILD_LOAD = 1.2
+# What the margin of the model allows for may be noise, and misses few: it is waited for longer.
 _MILD_WAIT = 3.0
 _MOST_LOAD = 1e3  # "cannot serve it at all", in memory that becomes JSON
 
@@ -61,8 +61,9 @@ def held_back(
     times: Times,
     *,
     may_stay: bool,
+    has_misses_left: bool,
 ) -> Refusal | None:
-    """Why the winner must wait; None where it need not."""
+    """Why the winner must wait; None where it need not. `has_misses_left`: of those that the SLO allows."""
     at_s, fleet = observation.at_s, observation.fleet
     if fleet.changing and not is_stuck(fleet, memory, rules):
         return Refusal(cause="changing", sentence=_changing(fleet, memory, at_s))
@@ -72,6 +73,12 @@ def held_back(
         return Refusal(cause="window", sentence="Changes are made only in the maintenance windows.")
     if choice.is_hold or not may_stay:
         return None
+    if has_misses_left and choice.winner.kind == "replicas" and _is_mild(choice, rules):
+        return Refusal(
+            cause="not-yet",
+            sentence=f"Demand is {choice.hold.load:.2f}x what the fleet is sure to serve; fewer requests than may have "
+            "missed the SLO lately, so that is borne with as long as more are left.",
+        )
     return _cooling(choice, memory, rules, times, at_s) or _too_soon(
         choice, memory, _patience_s(choice, observation, outlook, rules)
     )
@@ -110,7 +117,12 @@ def _patience_s(choice: Choice, observation: Observation, outlook: Outlook, rule
             unknown_s = max(unknown_s, rules.lookback_s - outlook.lasting_s)
         return max(unknown_s, observation.window_s)
     after_s = rules.repartition_after_s if choice.winner.kind == "repartition" else rules.up_after_s
-    return after_s * (_MILD_WAIT if choice.hold.load < _MILD_LOAD else 1.0)
+    return after_s * (_MILD_WAIT if _is_mild(choice, rules) else 1.0)
+
+
+def _is_mild(choice: Choice, rules: Rules) -> bool:
+    """Whether the fleet is asked for too much, but no more than it serves if all of its margin turns out not needed."""
+    return not choice.hold.keeps and choice.hold.load * margin(rules.slo.percentile) < 1
 
 
 def _too_soon(choice: Choice, memory: Memory, after_s: float) -> Refusal | None:

@@ -14,9 +14,8 @@ def found(rate, current, tokens=512, **given):
     asked = rules(tpot_ms=200, ttft_ms=2000, **given)
     current = pools(current)
     plan = outlook(observation(1e4, demand(rate, tokens), fleet(current)), asked, start_s=90)
-    made = options(
-        current, (*current, TP1, TP2, TP4, TP8), plan, Estimates(Analytic(), asked.slo), bounds(asked, gpus=32)
-    )
+    estimates = Estimates(Analytic(), asked.slo)
+    made = options(current, (*current, TP1, TP2, TP4, TP8), plan, estimates, estimates, bounds(asked, gpus=32))
     return {spelled(one.pools): one.kind for one in made}
 
 

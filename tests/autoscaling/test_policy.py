@@ -122,9 +122,9 @@ def test_a_spike_of_a_minute_changes_nothing(times):
 
 
 def test_a_little_too_much_is_waited_for_longer():
-    play = Play(shift(demand(20), demand(22.5)), pools("2 x tp2"), rules(tpot_ms=200, ttft_ms=2000)).until(1200)
+    play = Play(shift(demand(20), demand(21.5)), pools("2 x tp2"), rules(tpot_ms=200, ttft_ms=2000)).until(1200)
 
-    assert play.acts == [Act(795, "replicas", "3 x tp2")]
+    assert play.acts == [Act(810, "replicas", "3 x tp2")]
 
 
 def test_moe_bound_by_decoding_at_four_times_the_rate_experts_are_spread():

@@ -101,6 +101,11 @@ class TestMemory:
         assert self.seeing(*swings).regrets == 2
         assert self.seeing(*swings, (2000, low), (9000, high)).regrets == 0
 
+    def test_a_regret_is_of_the_fleet_that_was_given_up(self):
+        low, high, higher = (fleet(pools(f"{replicas} x tp2")) for replicas in (1, 2, 4))
+        memory = self.seeing((0, high), (100, low), (400, high), (1000, higher))
+        assert [memory.regrets_of(gpus) for gpus in (2, 4, 8)] == [1, 1, 0]
+
     def test_time_that_was_not_watched_does_not_count(self):
         memory = self.seeing((0, fleet(pools("2 x tp2"))))
         assert memory.passed_s(15, most_s=60) == 15
@@ -121,8 +126,11 @@ class TestMemory:
             change=Change(at_s=1.0, before={}, after=pools("2 x tp2"), took_s=3.0),
             pressure=Pressure(direction="less", lasted_s=30.0, load=0.3, peak=0.4),
             regrets=1,
+            regretted_gpus=6,
             stuck_s=5.0,
             missed_s=6.0,
+            asked=900.0,
+            missed=7.0,
             doubts={TP2: 0.75, TP4: 0.5},
         ).barring(pools("2 x tp2"), pools("1 x tp4"), until_s=1e6)
         assert Memory.from_json(json.loads(json.dumps(memory.to_json()))) == memory
@@ -131,9 +139,9 @@ class TestMemory:
     @pytest.mark.parametrize(
         ("document", "message"),
         [
-            ({}, "version of the policy's memory is None; this autoscaler reads 1"),
-            ({"version": 2}, "version of the policy's memory is 2; this autoscaler reads 1"),
-            ({"version": 1}, "the policy's memory is damaged"),
+            ({}, "version of the policy's memory is None; this autoscaler reads 2"),
+            ({"version": 1}, "version of the policy's memory is 1; this autoscaler reads 2"),
+            ({"version": 2}, "the policy's memory is damaged"),
             ({**Memory().to_json(), "desired": {"tp0": 1}}, "the policy's memory is damaged"),
         ],
     )
