@@ -15,7 +15,18 @@ from autoscaling.simulation.run import run
 from autoscaling.simulation.scenario import Scenario, ScenarioError
 from autoscaling.simulation.traces import TraceError, read_trace
 from placement import Shape, ShapeError
-from placement.given import ERRORS, KV_BYTES, FindConfig, InputError, cluster, constants_in, model, residuals_in, slo
+from placement.given import (
+    ERRORS,
+    KV_BYTES,
+    FindConfig,
+    InputError,
+    cluster,
+    constants_in,
+    links_in,
+    model,
+    residuals_in,
+    slo,
+)
 from placement.models.quantisation import PRECISIONS
 from placement.quantities import fraction, seconds
 
@@ -88,6 +99,7 @@ def _scenario(arguments: argparse.Namespace, find_config: FindConfig) -> Scenari
         shapes=shapes,
         constants=constants_in(arguments.calibration),
         residuals=residuals_in(arguments.calibration),
+        links=links_in(arguments.calibration),
         kv_bytes_per_element=KV_BYTES[arguments.kv_cache],
     )
     if initial is not None and not set(initial) <= set(site.shapes):

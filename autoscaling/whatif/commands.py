@@ -24,7 +24,18 @@ from autoscaling.whatif.report_html import page
 from autoscaling.whatif.study import Study
 from autoscaling.whatif.verdict import verdict
 from placement import Shape, ShapeError
-from placement.given import ERRORS, KV_BYTES, FindConfig, InputError, cluster, constants_in, model, residuals_in, slo
+from placement.given import (
+    ERRORS,
+    KV_BYTES,
+    FindConfig,
+    InputError,
+    cluster,
+    constants_in,
+    links_in,
+    model,
+    residuals_in,
+    slo,
+)
 from placement.models.quantisation import PRECISIONS
 from placement.quantities import fraction, seconds
 
@@ -202,6 +213,7 @@ def _site(arguments: argparse.Namespace, find_config: FindConfig, ran: Steps) ->
             shapes=shapes,
             constants=constants_in(arguments.calibration),
             residuals=residuals_in(arguments.calibration),
+            links=links_in(arguments.calibration),
             kv_bytes_per_element=KV_BYTES[arguments.kv_cache],
         )
 

@@ -6,6 +6,9 @@ from pathlib import Path
 import pytest
 from cli_builders import Ran, even_trace, flags, no_network, ran, refused
 
+from placement.calibration.links import as_document
+from placement.collectives import Calibration, Factors
+
 __all__ = ["no_network", "ran"]  # fixtures
 MODEL = "meta-llama/Llama-3.1-70B"
 
@@ -16,6 +19,15 @@ def simulated(ran: Ran, tmp_path: Path) -> Ran:
     given = {"cluster": "1x dgx-h100", "model": MODEL, "policy": "static", "ttft": "2s"}
     given["trace"] = str(even_trace(tmp_path, 200))
     return lambda *argv, **options: ran("simulate", *flags(given | options), *argv)
+
+
+def test_links_that_were_calibrated_are_those_of_the_simulation(simulated: Ran, tmp_path: Path) -> None:
+    slow = Calibration(island=Factors(latency=50.0, bandwidth=1.0))
+    (tmp_path / "links.json").write_text(json.dumps(as_document(slow)))
+    shipped, own = (
+        json.loads(simulated("--json", initial="tp4=1", calibration=folder)[1]) for folder in (None, tmp_path)
+    )
+    assert own["tpot_s"]["p50"] > 1.5 * shipped["tpot_s"]["p50"]
 
 
 def test_the_result_is_written_and_told(simulated: Ran, tmp_path: Path) -> None:
