@@ -22,6 +22,15 @@ def folded(line: str, width: int) -> str:
     return textwrap.fill(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
+def check_writable(path: Path, *, option: str) -> None:
+    """Before minutes of work, not after. Raises `InputError`."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("a", encoding="utf-8").close()
+    except OSError as error:
+        raise InputError(f"{option}: {path} cannot be written: {error.strerror}.") from error
+
+
 def write(path: Path, text: str) -> None:
     """Write a file and the directories above it. Raises `InputError`."""
     try:

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from autoscaling.capacity.site import Site, site_of
 from autoscaling.capacity.times import times_of
 from autoscaling.observation import Pools, pools_of
 from autoscaling.simulation.policies import POLICIES
+from autoscaling.simulation.progress import Watched, progress
 from autoscaling.simulation.result import Result
 from autoscaling.simulation.run import run
 from autoscaling.simulation.scenario import Scenario, ScenarioError
@@ -29,6 +31,7 @@ from placement.given import (
 )
 from placement.models.quantisation import PRECISIONS
 from placement.quantities import fraction, seconds
+from placement.shown import check_writable, write
 
 FAILED = 1
 
@@ -79,13 +82,14 @@ def _simulate(arguments: argparse.Namespace, find_config: FindConfig) -> int:
         raise InputError(f"--seed is {arguments.seed}; it must be 0 or more.")
     trace = read_trace(arguments.trace)
     scenario = _scenario(arguments, find_config)
-    result = run(trace, scenario, maker(scenario, trace), arguments.seed)
     if arguments.out:
-        try:
-            arguments.out.parent.mkdir(parents=True, exist_ok=True)
-            arguments.out.write_text(result.text(), encoding="utf-8")
-        except OSError as error:
-            raise InputError(f"{arguments.out} cannot be written: {error.strerror}.") from error
+        check_writable(arguments.out, option="--out")
+    say = progress(time.monotonic)  # noqa: TID251
+    say(f"{arguments.policy}: made ready, which takes several runs where it is tuned or looks ahead")
+    policy = Watched(policy=maker(scenario, trace), duration_s=trace.duration_s, say=say)
+    result = run(trace, scenario, policy, arguments.seed)
+    if arguments.out:
+        write(arguments.out, result.text())
     sys.stdout.write(result.text() if arguments.json else f"{as_text(result)}\n")
     return 0
 

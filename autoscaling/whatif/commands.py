@@ -14,12 +14,13 @@ from autoscaling.observation import Pools, gpus_of, pools_of, spelled
 from autoscaling.observing.prometheus import Prometheus
 from autoscaling.simulation.oracles.scripted import Steps
 from autoscaling.simulation.policies import POLICIES
+from autoscaling.simulation.progress import progress
 from autoscaling.simulation.scenario import Scenario, ScenarioError
 from autoscaling.simulation.traces import TraceError, read_trace
 from autoscaling.whatif.from_prometheus import read_past
 from autoscaling.whatif.past import Past, PastError
 from autoscaling.whatif.reconstruction import fidelity, reconstructed
-from autoscaling.whatif.replay import DEFAULT, Say, replayed
+from autoscaling.whatif.replay import DEFAULT, replayed
 from autoscaling.whatif.report_html import page
 from autoscaling.whatif.study import Study
 from autoscaling.whatif.verdict import verdict
@@ -38,6 +39,7 @@ from placement.given import (
 )
 from placement.models.quantisation import PRECISIONS
 from placement.quantities import fraction, seconds
+from placement.shown import check_writable, write
 
 FAILED = 1
 _DAY_S = 86_400.0
@@ -122,8 +124,8 @@ def _whatif(arguments: argparse.Namespace, find_config: FindConfig, now_s: float
     scenario = _scenario(arguments, site, past, ran)
     if not ran and arguments.initial and "static" not in names:
         names = (*names, "static")  # what the user says ran
-    _check_writable(arguments.out)
-    say = _progress(time.monotonic)  # noqa: TID251
+    check_writable(arguments.out, option="--out")
+    say = progress(time.monotonic)  # noqa: TID251
     study = Study(
         model=_name(arguments),
         source=arguments.source,
@@ -138,10 +140,10 @@ def _whatif(arguments: argparse.Namespace, find_config: FindConfig, now_s: float
         fidelity=None if past is None else fidelity(past, trace),
         notes=_notes(arguments, scenario, past, ran),
     )
-    _write(arguments.out, page(study))
+    write(arguments.out, page(study))
     if arguments.json:
         document = {"verdict": verdict(study), **study.as_json()}
-        _write(arguments.out.with_suffix(".json"), json.dumps(document, indent=1, allow_nan=False) + "\n")
+        write(arguments.out.with_suffix(".json"), json.dumps(document, indent=1, allow_nan=False) + "\n")
     sys.stdout.write("\n".join((*verdict(study), f"The whole report is in {arguments.out}.")) + "\n")
     return 0
 
@@ -265,29 +267,3 @@ def _notes(arguments: argparse.Namespace, scenario: Scenario, past: Past | None,
     if not ran and arguments.initial:
         notes.append(f"{spelled(scenario.initial)} is what --initial says ran, taken to have run all the time.")
     return tuple(notes)
-
-
-def _progress(clock: Callable[[], float]) -> Say:
-    """Lines on stderr with the time since the start."""
-    began_s = clock()
-
-    def say(sentence: str) -> None:
-        sys.stderr.write(f"[{clock() - began_s:5.0f} s] {sentence}\n")
-
-    return say
-
-
-def _check_writable(path: Path) -> None:
-    """Before minutes of work, not after. Raises `InputError`."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.open("a", encoding="utf-8").close()
-    except OSError as error:
-        raise InputError(f"--out: {path} cannot be written: {error.strerror}.") from error
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}.") from error

@@ -32,8 +32,9 @@ def test_links_that_were_calibrated_are_those_of_the_simulation(simulated: Ran, 
 
 def test_the_result_is_written_and_told(simulated: Ran, tmp_path: Path) -> None:
     out = tmp_path / "new" / "result.json"
-    code, output, errors = simulated(out=out, initial="tp4=2", seed=3, tpot="50ms")
-    assert (code, errors) == (0, "")
+    code, output, progress = simulated(out=out, initial="tp4=2", seed=3, tpot="50ms")
+    assert code == 0
+    assert "static: 90 %" in progress
     assert "100.00% of all arrivals" in output
     result = json.loads(out.read_text(encoding="utf-8"))
     assert result["arrivals"] == result["good"] == 199
