@@ -32,7 +32,7 @@ from deployments.page.scraped import (
 WINDOW_S = 60.0
 LEAST_PERIOD_S = 1.5  # however many people look
 TIMEOUT_S = 2.0
-PERCENTILE = 0.95  # where the SLO is not known
+PERCENTILE = 0.95  # where nobody tells the SLO
 
 Fetch = Callable[[str], Awaitable[str]]  # the series of the ingress at host:port
 router = APIRouter()
@@ -110,14 +110,14 @@ class Loads:
         self._lock = asyncio.Lock()
 
     async def read(self, targets: Sequence[MetricsTarget], percentiles: Mapping[str, float]) -> LoadPage:
-        """The load now; `percentiles` are those of the models' SLOs."""
+        """The load now; `percentiles` are those that the autoscaler goes by. Others are as the ingresses promise."""
         async with self._lock:
             if self._now() - self._asked_at_s >= LEAST_PERIOD_S:
                 await self._look([(target.labels["model"], one) for target in targets for one in target.targets])
                 self._asked_at_s = self._now()
         by_model = groupby(sorted(self._looks), key=lambda key: key[0])
         models = (
-            model_load(model, [tuple(self._looks[key]) for key in keys], percentiles.get(model, PERCENTILE))
+            model_load(model, [tuple(self._looks[key]) for key in keys], percentiles.get(model))
             for model, keys in by_model
         )
         return LoadPage(models=tuple(models), troubles=self._troubles)
@@ -141,9 +141,11 @@ class Loads:
         return None
 
 
-def model_load(model: str, looks: Iterable[Sequence[Look]], percentile: float) -> ModelLoad:
+def model_load(model: str, looks: Iterable[Sequence[Look]], percentile: float | None) -> ModelLoad:
     """One model's load, from what each of its ingresses told, the oldest look first. Pure."""
     ingresses = list(looks)
+    promised = ingresses[0][-1].told.promised
+    percentile = percentile or promised.percentile or PERCENTILE
     gained = [one for each in ingresses for one in _gained(each)]
     replicas: dict[str, list[ReplicaSeries]] = defaultdict(list)
     for each in ingresses:
@@ -155,8 +157,8 @@ def model_load(model: str, looks: Iterable[Sequence[Look]], percentile: float) -
     return ModelLoad(
         model=model,
         percentile=percentile,
-        slo_ttft_s=ingresses[0][-1].told.promised.ttft_s,
-        slo_tpot_s=ingresses[0][-1].told.promised.tpot_s,
+        slo_ttft_s=promised.ttft_s,
+        slo_tpot_s=promised.tpot_s,
         pools=tuple(
             PoolLoad(
                 shape=shape,

@@ -22,16 +22,21 @@ _FIELDS = {
     "replica_requests_total": "requests",
     "replica_generated_tokens_total": "generated_tokens",
 }
-_PROMISED = {"slo_time_to_first_token_seconds": "ttft_s", "slo_time_per_output_token_seconds": "tpot_s"}
+_PROMISED = {
+    "slo_time_to_first_token_seconds": "ttft_s",
+    "slo_time_per_output_token_seconds": "tpot_s",
+    "slo_objective_ratio": "percentile",
+}
 _BELOW = Mapping[float, float]  # seconds -> how many requests took no longer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Promised:
-    """What an ingress holds its requests to, in seconds; None where it does not say."""
+    """What an ingress holds its requests to, in seconds, and how many of them, 0 to 1; None where it does not say."""
 
     ttft_s: float | None = None
     tpot_s: float | None = None
+    percentile: float | None = None
 
 
 class ScrapeError(Exception):

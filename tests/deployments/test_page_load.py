@@ -86,6 +86,10 @@ def test_a_percentile_is_that_of_the_slo() -> None:
     here.now_s += LEAST_PERIOD_S
     (strict,) = here.read(ONE, {"m": 0.99}).models
     assert (usual.percentile, strict.percentile) == (0.95, 0.99)
+    here.told["10.0.0.1:9"] = f'{fast}{slow}archipelago_slo_objective_ratio{{model="m"}} 0.9\n'
+    here.now_s += LEAST_PERIOD_S
+    assert here.read(ONE).models[0].percentile == 0.9
+    assert here.read(ONE, {"m": 0.99}).models[0].percentile == 0.99  # the autoscaler's, where both say one
     assert (usual.ttft_s or 9) <= 0.3
     assert 7.5 < (strict.ttft_s or 0) <= 10
 
