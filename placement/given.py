@@ -22,7 +22,7 @@ from placement.cost.constants import ConstantsError
 from placement.models import catalogue
 from placement.models.model import ModelConfigError, ModelSpec
 from placement.models.precision import with_precision
-from placement.quantities import QuantityError, fraction, rate_per_s, seconds, tokens
+from placement.quantities import QuantityError, fraction, percentile, rate_per_s, seconds, tokens
 from placement.scaling.scale import ScalingError
 from placement.shape import ShapeError
 from placement.workload import Lengths, Slo, Workload, WorkloadError
@@ -139,12 +139,11 @@ def named(options: Mapping[str, str]) -> Iterator[None]:
 
 def slo(arguments: argparse.Namespace) -> Slo:
     """The slowest acceptable times and the share of requests that must keep them."""
-    text = arguments.percentile.strip().lower().removeprefix("p").removesuffix("%")
     with named(_OPTIONS):
         return Slo(
             ttft_s=None if arguments.ttft is None else seconds(arguments.ttft, field="--ttft"),
             tpot_s=None if arguments.tpot is None else seconds(arguments.tpot, field="--tpot"),
-            percentile=round(fraction(f"{text}%", field="--percentile"), 9),  # 99.9 / 100 is above 0.999
+            percentile=percentile(arguments.percentile, field="--percentile"),
         )
 
 

@@ -72,6 +72,18 @@ def fraction(value: object, *, field: str = "") -> float:
     return share
 
 
+def percentile(value: object, *, field: str = "") -> float:
+    """A percentile as a share of all, from 0 to 1: p95, 95, 95% and 0.95 are the same. Raises `QuantityError`."""
+    text = str(value).strip().lower()
+    bare = text.removeprefix("p").removesuffix("%")
+    try:
+        hundredths = fraction(f"{bare}%")
+        share = fraction(bare) if bare == text and hundredths <= 0.01 else hundredths
+    except QuantityError as error:
+        raise _refused(value, _PERCENTILE, field) from error
+    return round(share, 9)  # 99.9 / 100 is above 0.999
+
+
 def tokens(value: object, *, field: str = "") -> int:
     """A whole number of tokens: 4096, 8k = 8K = 8,000, 8Ki = 8,192, 1M. Raises `QuantityError`."""
     number = _read(value, _TOKENS, field=field, unit="")
@@ -188,6 +200,9 @@ _FLOPS = _Quantity(name="a speed", accepted="give a number with TFLOPS, such as 
 _RATE_OF = _Quantity(name="a rate", accepted="give a number with /s, /min or /h, such as '10/s'", factor=_rate_factor)
 _FRACTION = _Quantity(
     name="a fraction", accepted="give a number from 0 to 1 or a percentage, such as '50%'", factor=_fraction_factor
+)
+_PERCENTILE = _Quantity(
+    name="a percentile", accepted="give p50 to p99.9, or a share such as 0.95 or 95%", factor=_fraction_factor
 )
 _TOKENS = _Quantity(
     name="a number of tokens",

@@ -8,7 +8,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from placement import Shape, ShapeError, Slo, WorkloadError
-from placement.quantities import QuantityError, fraction, seconds
+from placement.quantities import QuantityError, percentile, seconds
 
 Day = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
 DAYS: tuple[Day, ...] = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
@@ -39,10 +39,8 @@ def _latency_s(value: object) -> float:
 
 
 def _percentile(value: object) -> float:
-    text = str(value).strip().lower()
     try:
-        share = fraction(f"{text.removeprefix('p').removesuffix('%')}%" if text[:1] == "p" else value)
-        return Slo(percentile=round(share, 9)).percentile
+        return Slo(percentile=percentile(value)).percentile
     except (QuantityError, WorkloadError) as error:
         raise ValueError("give p50 to p99.9, or a share such as 0.95 or 95%") from error
 

@@ -6,7 +6,7 @@ from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema, fi
 
 from deployments.config_section import Section
 from placement import Slo, WorkloadError
-from placement.quantities import QuantityError, fraction, seconds
+from placement.quantities import QuantityError, percentile, seconds
 
 
 def _latency_s(value: object) -> float:
@@ -17,10 +17,8 @@ def _latency_s(value: object) -> float:
 
 
 def _percentile(value: object) -> float:
-    text = str(value).strip().lower()
     try:
-        share = fraction(f"{text.removeprefix('p').removesuffix('%')}%" if text[:1] == "p" else value)
-        return Slo(percentile=round(share, 9)).percentile
+        return Slo(percentile=percentile(value)).percentile
     except (QuantityError, WorkloadError) as error:
         raise ValueError("give p50 to p99.9, or a share such as 0.95 or 95%") from error
 

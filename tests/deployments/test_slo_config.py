@@ -62,7 +62,7 @@ def test_each_model_of_a_configuration_is_served_with_its_own() -> None:
         ({"tpot": "-1s"}, "models[0].slo.tpot: '-1s' is not accepted; give a time above 0"),
         ({"tpot": True}, "models[0].slo.tpot: true is not accepted; give a time above 0"),
         ({"percentile": "p100"}, "models[0].slo.percentile: 'p100' is not accepted; give p50 to p99.9"),
-        ({"percentile": 99}, "models[0].slo.percentile: 99 is not accepted; give p50 to p99.9, or a share"),
+        ({"percentile": "p20"}, "models[0].slo.percentile: 'p20' is not accepted; give p50 to p99.9, or a share"),
         ({"ttft_s": 1.0}, "models[0].slo.ttft_s: unknown name; did you mean ttft?"),
         ({}, "models[0].slo: {} is not accepted; give ttft, tpot, percentile or several of them"),
         ("p99", "models[0].slo: 'p99' is not accepted; give a mapping"),

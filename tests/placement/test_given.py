@@ -175,9 +175,9 @@ def test_quantities_as_people_write_them() -> None:
         ({"ttft": "1"}, QuantityError, "--ttft: '1' has no unit"),  # a second, or a millisecond?
         ({"tpot": "1ns"}, WorkloadError, "--tpot, in seconds, is 1e-09; it must be from 1e-06"),
         ({"tpot": "0ms"}, QuantityError, "--tpot: '0ms' is not accepted"),
-        ({"percentile": "p200"}, QuantityError, "--percentile: '200%' is more than the whole"),
+        ({"percentile": "p200"}, QuantityError, "--percentile: 'p200' is not a percentile; give p50 to"),
         ({"percentile": "p10"}, WorkloadError, "--percentile is 0.1; it must be from 0.5 to 0.999"),
-        ({"percentile": "median"}, QuantityError, "--percentile: 'median%' is not a fraction"),
+        ({"percentile": "median"}, QuantityError, "--percentile: 'median' is not a percentile; give p50 to"),
     ],
 )
 def test_what_nobody_can_want(changes: dict[str, Any], error: type[Exception], message: str) -> None:

@@ -203,7 +203,7 @@ def test_a_cluster_file_that_cannot_be(ran: Ran, tmp_path: Path, command: str, n
         (("--ttft", "500 parsecs"), "--ttft: '500 parsecs' is not a time; give a number with us, ms, s or min"),
         (("--rate", "-5/s"), "--rate: '-5/s' is not accepted; give a number with /s, /min or /h, such as '10/s'"),
         (("--prefix-hits", "140%"), "--prefix-hits: '140%' is more than the whole; give a number from 0 to 1"),
-        (("--percentile", "p200"), "--percentile: '200%' is more than the whole"),
+        (("--percentile", "p200"), "--percentile: 'p200' is not a percentile; give p50 to p99.9"),
         (("--input", "0"), "--input: '0' is not accepted"),
         (("--concurrency", "nan"), "--concurrency is nan; it must be from 1"),
         (("--rate", "5/s", "--concurrency", "3"), "--rate and --concurrency are both given"),

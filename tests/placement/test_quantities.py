@@ -11,6 +11,7 @@ from placement.quantities import (
     bandwidth_bytes_per_s,
     flops_per_s,
     fraction,
+    percentile,
     rate_per_s,
     seconds,
     size_bytes,
@@ -58,6 +59,11 @@ Read = Callable[..., float]
         (fraction, "0.5", 0.5),
         (fraction, 1, 1.0),
         (fraction, "0%", 0.0),
+        (percentile, "p99.9", 0.999),
+        (percentile, "P95%", 0.95),
+        (percentile, "95 %", 0.95),
+        (percentile, 95, 0.95),
+        (percentile, 0.95, 0.95),
         (tokens, "4096", 4096),
         (tokens, "8k", 8000),
         (tokens, "128K", 128_000),
@@ -145,6 +151,9 @@ def test_what_is_refused_says_why_and_what_to_give(read: Read, value: object, me
         (rate_per_s, math.inf),
         (fraction, "-1%"),
         (fraction, "101%"),
+        (percentile, "p200"),
+        (percentile, "median"),
+        (percentile, True),
         (tokens, "8kB"),
         (tokens, 0),
         (tokens, 10**400),
@@ -163,7 +172,7 @@ def test_zero_is_accepted_where_it_is_allowed() -> None:
         seconds("-1s", zero_ok=True)
 
 
-READERS: list[Any] = [bandwidth_bytes_per_s, flops_per_s, fraction, rate_per_s, seconds, size_bytes, tokens]
+READERS: list[Any] = [bandwidth_bytes_per_s, flops_per_s, fraction, percentile, rate_per_s, seconds, size_bytes, tokens]
 
 
 @given(st.sampled_from(READERS), st.one_of(st.text(), st.floats(), st.integers(), st.none(), st.booleans()))
