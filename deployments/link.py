@@ -64,7 +64,6 @@ class FleetLink:
         self._events: asyncio.Queue[Step | Failed] = asyncio.Queue()
         self._sweeper: asyncio.Task[None] | None = None
         self._moved = 0
-        self._quarantined = 0
 
     # --- what is known ---
 
@@ -101,7 +100,6 @@ class FleetLink:
             unfinished_requests=len(self._streams),
             held_requests=len(self._held),
             moved_requests=self._moved,
-            quarantined_requests=self._quarantined,
             decode_tokens_per_s=self._traffic.speeds(),
         )
 
@@ -216,7 +214,6 @@ class FleetLink:
             if (unmovable := stream.request.unmovable) is not None:
                 self._fail(stream, "unmovable", f"replica {peer.member.replica} has gone, and {unmovable}")
             elif stream.deaths > SUSPECT_AFTER:
-                self._quarantined += 1
                 reason = f"{stream.deaths} replicas have died with it aboard; it is not tried again"
                 self._fail(stream, "quarantined", reason)
             else:

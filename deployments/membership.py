@@ -64,6 +64,5 @@ class IngressReport:
     unfinished_requests: int
     held_requests: int
     moved_requests: int
-    quarantined_requests: int
     decode_tokens_per_s: dict[str, float]  # of each replica, as measured
     metrics_address: str = ""

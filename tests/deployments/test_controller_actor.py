@@ -33,7 +33,6 @@ def report(ingress: str = "a", *, unfinished: int = 0, **speeds: float) -> Ingre
         unfinished_requests=unfinished,
         held_requests=0,
         moved_requests=0,
-        quarantined_requests=0,
         decode_tokens_per_s=speeds,
     )
 

@@ -246,7 +246,6 @@ def test_a_link_reports_what_it_has() -> None:
             unfinished_requests=3,
             held_requests=3,
             moved_requests=3,
-            quarantined_requests=0,
             decode_tokens_per_s={"a": speed},
         )
 
