@@ -6,6 +6,7 @@ Where the scenario says how to reach the control API, a line is left for every c
 import os
 import signal
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -165,8 +166,10 @@ def _kill(pid: int) -> None:
 
 
 def _drain_command(node: DrainNode) -> tuple[str, ...]:
+    # Not `ray`, which is on no path unless the environment of this Python is activated.
     return (
-        *("ray", "drain-node", "--address", node.address, "--node-id", node.node_id),
+        *(sys.executable, "-m", "ray.scripts.scripts"),
+        *("drain-node", "--address", node.address, "--node-id", node.node_id),
         *("--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "a load test's scenario"),
         *("--deadline-remaining-seconds", f"{node.deadline_s:.0f}"),
     )

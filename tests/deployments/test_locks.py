@@ -15,9 +15,15 @@ from deployments.install import ENGINES, LOCKS, ROOT, Engine
 UNLOCKED = {"pip", "archipelago"}
 
 
-def pins_of(engine: Engine) -> dict[str, str]:
+def locked(engine: Engine) -> list[str]:
+    """A line for each package, its hashes behind it."""
     lines = [line for line in engine.lock.read_text().splitlines() if not line.startswith("#")]
-    return {canonicalize_name(name): version for name, version in (line.split("==") for line in lines)}
+    return "\n".join(lines).replace(" \\\n    ", " ").splitlines()
+
+
+def pins_of(engine: Engine) -> dict[str, str]:
+    pins = (line.partition(" ")[0].split("==") for line in locked(engine))
+    return {canonicalize_name(name): version for name, version in pins}
 
 
 def excluded_from_cpu_lock() -> set[str]:
@@ -36,10 +42,11 @@ def installed_engine() -> Engine:
 
 
 @pytest.mark.parametrize("engine", ENGINES.values(), ids=ENGINES)
-def test_each_lock_holds_exact_versions_and_nothing_else(engine: Engine) -> None:
-    """No hosts, hashes, paths or markers: the same text installs everywhere."""
-    lines = [line for line in engine.lock.read_text().splitlines() if not line.startswith("#")]
-    assert [line for line in lines if not re.fullmatch(r"[a-z0-9-]+==[a-z0-9.+!]+", line)] == []
+def test_each_lock_holds_exact_versions_with_hashes_and_nothing_else(engine: Engine) -> None:
+    """No hosts, paths or markers: the same text installs everywhere. Only what is not on PyPI (`+cpu`) has none."""
+    pin = r"[a-z0-9-]+==(?:[a-z0-9.!]+(?: --hash=sha256:[0-9a-f]{64})+|[a-z0-9.!]+\+cpu)"
+    lines = locked(engine)
+    assert [line for line in lines if not re.fullmatch(pin, line)] == []
     assert len(lines) == len(pins_of(engine)), "a package is pinned twice"
     assert "://" not in engine.lock.read_text()
 

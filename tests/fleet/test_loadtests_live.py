@@ -33,10 +33,14 @@ def scenario(deployed: Deployed, **changes: Any) -> Scenario:
     return Scenario.model_validate({**fields, **judged, "arrivals": arrivals, "lengths": LENGTHS, **changes})
 
 
+def node_of(deployed: Deployed) -> dict[str, Any]:
+    """A node with GPUs of the fleet, as Ray knows it; not the head."""
+    return ray_node(max({seat.node for replica in deployed.view().replicas for seat in replica.seats} - {HEAD}))
+
+
 def raylet_of(system: System, deployed: Deployed) -> int:
-    """The process that a node with GPUs of the fleet stands and falls with; not the head's."""
-    node = max({seat.node for replica in deployed.view().replicas for seat in replica.seats} - {HEAD})
-    found = system.processes(f"--node_ip_address={ray_node(node)['NodeManagerAddress']}")
+    """The process that such a node stands and falls with."""
+    found = system.processes(f"--node_ip_address={node_of(deployed)['NodeManagerAddress']}")
     return next(process.pid for process in found if process.name() == "raylet")
 
 
@@ -60,6 +64,19 @@ def test_a_repartition_and_a_lost_node_damage_no_stream_and_are_in_the_report(sy
     path = run(given, tmp_path / "disturbed", environ)
     assert_whole(read_run(path), reference)
     assert_told(json.loads(write_report(path, tmp_path).with_name(RESULT_FILE).read_text()))
+
+
+def test_a_node_that_is_drained_beside_the_load_damages_no_stream(system: System, tmp_path: Path) -> None:
+    deployed = system.deploy({"tp2": 2})
+    reference_path = run(scenario(deployed), tmp_path / "reference", {})
+    node = {"address": system.cluster.address, "node_id": node_of(deployed)["NodeID"], "deadline_s": 60}
+    events = [{"at_s": 5.0, "drain_node": node}]
+    path = run(scenario(deployed, check_text=str(reference_path), events=events), tmp_path / "disturbed", {})
+    found = read_run(path)
+    assert_whole(found, read_run(reference_path))
+    (event,) = json.loads(write_report(path, tmp_path).with_name(RESULT_FILE).read_text())["events"]
+    assert (event["kind"], event["outcome"]) == ("drain-node", "done")
+    assert len({record.replica for record in found.records}) == 3, "the third replica is the one that was moved"
 
 
 def assert_told(document: dict[str, Any]) -> None:
