@@ -72,6 +72,7 @@ def test_serve_answers_from_four_workers_and_stop_leaves_nothing(archipelago: Ru
     assert archipelago("status").returncode == 1
 
 
+@pytest.mark.slow
 def test_a_model_that_does_not_load_is_one_error_and_leaves_nothing(archipelago: Run, tmp_path: Path) -> None:
     port = local_cluster.free_port()
     shipped = Path(local_cluster.__file__).parent / "configs" / "local.yaml"

@@ -42,6 +42,7 @@ def test_a_client_that_disconnects_has_its_generation_aborted(deploy: Callable[.
     assert 0 < tokens_generated(deployed) - before < LONG_TOKENS
 
 
+@pytest.mark.slow
 def test_streams_outlive_the_only_replica(
     deploy: Callable[..., Any], expected_tokens: Callable[[str], list[dict[str, Any]]]
 ) -> None:
