@@ -136,7 +136,8 @@ def deploy(
         if ray.get(controller.models.remote()) != (model,):
             clear()
             ray.get(controller.serve.remote(record_of(plan, pools)))
-            until(lambda: deployed.is_steady(1), f"{pools} serves", timeout_s=START_TIMEOUT_S)
+            version = deployed.view().version  # goes on from model to model
+            until(lambda: deployed.is_steady(version), f"{pools} serves", timeout_s=START_TIMEOUT_S)
         else:
             deployed.set_pools(pools)
         until(lambda: httpx.get(f"{deployed.url}/health").status_code == 200, "healthy")
