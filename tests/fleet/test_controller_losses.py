@@ -38,7 +38,7 @@ def moves(view: FleetView) -> bool:
 SHORT_DRAIN = {"limits": Limits(drain_timeout_s=0.5)}
 SWAP = {"way": "swap"}
 MOMENTS = [
-    pytest.param(any_is("starting"), {}, id="starting"),
+    pytest.param(any_is("starting"), {}, id="starting", marks=pytest.mark.slow),
     pytest.param(any_is("draining"), {}, id="draining", marks=pytest.mark.slow),
     pytest.param(moves, SHORT_DRAIN, id="moving", marks=pytest.mark.slow),
     pytest.param(any_is("stopping"), {}, id="stopping", marks=pytest.mark.slow),
