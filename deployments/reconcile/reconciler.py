@@ -222,7 +222,7 @@ def _yield(stock: Stock, advance: Advance | Infeasible | None) -> Iterator[Drain
                 yield Drain(name=one.name, reason="Its GPUs are needed for the next replica.")
     elif not stock.missing and not stock.starting:
         for one in stock.surplus:
-            yield Drain(name=one.name, reason=f"It is not among {name_pools(stock.desired.pools)}.")
+            yield Drain(name=one.name, reason=f"What is wanted: {name_pools(stock.desired.pools)}.")
 
 
 def _starts(stock: Stock, advance: Advance | Infeasible | None, index: int) -> tuple[Start, ...]:
