@@ -26,6 +26,7 @@ from placement.given import (
     KV_BYTES,
     FindConfig,
     InputError,
+    calibrated,
     cluster,
     constants_in,
     links_in,
@@ -155,9 +156,7 @@ def _plan(arguments: argparse.Namespace, find_config: FindConfig) -> int:
         engine=arguments.engine,
         exchange=arguments.all2all,
         kv_bytes_per_element=KV_BYTES[arguments.kv_cache],
-        constants=constants_in(arguments.calibration),
-        residuals=residuals_in(arguments.calibration),
-        links=links_in(arguments.calibration),
+        **calibrated(arguments.calibration),
     )
     shape = Shape.parse(arguments.explain) if arguments.explain else None
     sentences = explain(made, shape, regions(on)[0]) if shape else []
@@ -182,9 +181,7 @@ def _scaling(arguments: argparse.Namespace, find_config: FindConfig) -> int:
     question = Question(
         model=model(arguments.model, arguments.precision, find_config),
         workload=workload(arguments),
-        constants=constants_in(arguments.calibration),
-        residuals=residuals_in(arguments.calibration),
-        links=links_in(arguments.calibration),
+        **calibrated(arguments.calibration),
         engine=arguments.engine,
         exchange=arguments.all2all,
         kv_bytes_per_element=KV_BYTES[arguments.kv_cache],

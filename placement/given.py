@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import yaml
 
@@ -151,6 +151,19 @@ def own_sources(directory: Path | None) -> tuple[str, ...]:
     """What a plan says of the files in a directory that `calibrate --out` wrote, as one of its sources."""
     found = [name for name in _CALIBRATED if directory and (directory / name).exists()]
     return (f"your calibration {directory}, instead of what is above: {', '.join(found)}",) if found else ()
+
+
+class Calibrated(TypedDict):
+    """All that predictions take from a calibration, by the names of their parameters."""
+
+    constants: constants.Constants
+    residuals: residuals.Residuals
+    links: Calibration
+
+
+def calibrated(directory: Path | None) -> Calibrated:
+    """What is in a directory that `calibrate --out` wrote, and for what is not, that which comes with the planner."""
+    return Calibrated(constants=constants_in(directory), residuals=residuals_in(directory), links=links_in(directory))
 
 
 def constants_in(directory: Path | None) -> constants.Constants:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from ray_up_machines import HOME as HOME_OF_ROOT
 from ray_up_machines import Machine
 from running_system import until
 
@@ -98,7 +99,7 @@ def start(
     listed = "\n".join(f"{address} {name}" for name, address in hosts.items())
     enter = ["nsenter", f"--target={machine.pid}", "--mount", "--uts", "--net", "--pid", "--root", "--wd"]
     unshare = ["unshare", "--pid", "--mount", "--mount-proc", "--fork", "--kill-child"]
-    boot = ["bash", "-c", BOOT, "boot", f"/root/{source.name}", listed, "env", "-i", *_assignments(environ)]
+    boot = ["bash", "-c", BOOT, "boot", f"{HOME_OF_ROOT / source.name}", listed, "env", "-i", *_assignments(environ)]
     log = folder / f"{number}.container.log"
     with log.open("wb") as out:
         process = subprocess.Popen([*enter, *unshare, *boot, *command], stdout=out, stderr=out, start_new_session=True)
@@ -124,8 +125,8 @@ def _assignments(environ: Mapping[str, str]) -> list[str]:
 
 def environ_of(container: Mapping[str, Any], manifests: Manifests) -> dict[str, str]:
     """What the image and the manifest say, with the Secrets that it names."""
-    # The image has its environment first on PATH; /root/bin is what this machine puts in place of hardware.
-    environ = {"PATH": f"{sys.prefix}/bin:/root/bin:/usr/local/bin:/usr/bin:/bin", "HOME": HOME}
+    # The image has its environment first on PATH; root has what this machine puts in place of hardware.
+    environ = {"PATH": f"{sys.prefix}/bin:{HOME_OF_ROOT}/bin:/usr/local/bin:/usr/bin:/bin", "HOME": HOME}
     for entry in container["env"]:
         ref = entry.get("valueFrom", {}).get("secretKeyRef")
         text = manifests["Secret", ref["name"]]["stringData"][ref["key"]] if ref else entry["value"]

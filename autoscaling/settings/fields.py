@@ -7,8 +7,9 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from placement import Shape, ShapeError, Slo, WorkloadError
-from placement.quantities import QuantityError, percentile, seconds
+from placement import Shape, ShapeError
+from placement.promised import promised_latency_s, promised_share
+from placement.quantities import QuantityError, seconds
 
 Day = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
 DAYS: tuple[Day, ...] = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
@@ -29,20 +30,6 @@ def _length_s(value: object) -> float:
         return seconds(value, unit="s", zero_ok=True)
     except QuantityError as error:
         raise ValueError("give a time such as 15s, 500ms or 10min") from error
-
-
-def _latency_s(value: object) -> float:
-    try:
-        return seconds(value)  # 500 could be either: the unit is required
-    except QuantityError as error:
-        raise ValueError("give a time above 0 with its unit, such as 500ms or 2s") from error
-
-
-def _percentile(value: object) -> float:
-    try:
-        return Slo(percentile=percentile(value)).percentile
-    except (QuantityError, WorkloadError) as error:
-        raise ValueError("give p50 to p99.9, or a share such as 0.95 or 95%") from error
 
 
 def _clock(value: object) -> time:
@@ -78,9 +65,9 @@ def _some(values: tuple[Value, ...]) -> tuple[Value, ...]:
 Url = Annotated[str, AfterValidator(_url)]
 Length = Annotated[float, BeforeValidator(_length_s)]
 Positive = Annotated[float, BeforeValidator(_length_s), Field(gt=0)]
-Latency = Annotated[float, BeforeValidator(_latency_s)]
+Latency = Annotated[float, BeforeValidator(promised_latency_s)]
 Clock = Annotated[time, BeforeValidator(_clock)]
-Share = Annotated[float, BeforeValidator(_percentile)]
+Share = Annotated[float, BeforeValidator(promised_share)]
 Zone = Annotated[str, AfterValidator(_zone)]
 Days = Annotated[tuple[Day, ...], Field(strict=False), AfterValidator(_some)]
 Shapes = Annotated[tuple[Annotated[Shape, BeforeValidator(_shape)], ...], Field(strict=False)]

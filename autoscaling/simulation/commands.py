@@ -22,11 +22,9 @@ from placement.given import (
     KV_BYTES,
     FindConfig,
     InputError,
+    calibrated,
     cluster,
-    constants_in,
-    links_in,
     model,
-    residuals_in,
     slo,
 )
 from placement.models.quantisation import PRECISIONS
@@ -101,9 +99,7 @@ def _scenario(arguments: argparse.Namespace, find_config: FindConfig) -> Scenari
         model(arguments.model, arguments.precision, find_config),
         cluster(arguments.cluster),
         shapes=shapes,
-        constants=constants_in(arguments.calibration),
-        residuals=residuals_in(arguments.calibration),
-        links=links_in(arguments.calibration),
+        **calibrated(arguments.calibration),
         kv_bytes_per_element=KV_BYTES[arguments.kv_cache],
     )
     if initial is not None and not set(initial) <= set(site.shapes):

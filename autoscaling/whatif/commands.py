@@ -30,11 +30,9 @@ from placement.given import (
     KV_BYTES,
     FindConfig,
     InputError,
+    calibrated,
     cluster,
-    constants_in,
-    links_in,
     model,
-    residuals_in,
     slo,
 )
 from placement.models.quantisation import PRECISIONS
@@ -213,9 +211,7 @@ def _site(arguments: argparse.Namespace, find_config: FindConfig, ran: Steps) ->
             spec,
             hardware,
             shapes=shapes,
-            constants=constants_in(arguments.calibration),
-            residuals=residuals_in(arguments.calibration),
-            links=links_in(arguments.calibration),
+            **calibrated(arguments.calibration),
             kv_bytes_per_element=KV_BYTES[arguments.kv_cache],
         )
 

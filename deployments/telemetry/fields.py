@@ -5,32 +5,16 @@ from typing import Annotated, Self
 from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema, field_validator, model_validator
 
 from deployments.config_section import Section
-from placement import Slo, WorkloadError
-from placement.quantities import QuantityError, percentile, seconds
-
-
-def _latency_s(value: object) -> float:
-    try:
-        return seconds(value)  # 500 could be either: the unit is required
-    except QuantityError as error:
-        raise ValueError("give a time above 0 with its unit, such as 500ms or 2s") from error
-
-
-def _percentile(value: object) -> float:
-    try:
-        return Slo(percentile=percentile(value)).percentile
-    except (QuantityError, WorkloadError) as error:
-        raise ValueError("give p50 to p99.9, or a share such as 0.95 or 95%") from error
-
+from placement.promised import promised_latency_s, promised_share
 
 # A configuration is written out and read again on its way (cli.py), hence the serializer.
 Latency = Annotated[
     float,
-    BeforeValidator(_latency_s),
+    BeforeValidator(promised_latency_s),
     PlainSerializer(lambda latency_s: f"{latency_s!r}s"),
     WithJsonSchema({"type": "string"}),
 ]
-Share = Annotated[float, BeforeValidator(_percentile)]
+Share = Annotated[float, BeforeValidator(promised_share)]
 
 
 class SloConfig(Section):

@@ -1,0 +1,20 @@
+"""What an SLO is made of in files of settings: each reads what people write, or says what is accepted."""
+
+from placement.quantities import QuantityError, percentile, seconds
+from placement.workload import Slo, WorkloadError
+
+
+def promised_latency_s(value: object) -> float:
+    """The slowest acceptable time, in seconds. Raises `ValueError`."""
+    try:
+        return seconds(value)  # 500 could be either: the unit is required
+    except QuantityError as error:
+        raise ValueError("give a time above 0 with its unit, such as 500ms or 2s") from error
+
+
+def promised_share(value: object) -> float:
+    """The share of requests that keep it. Raises `ValueError`."""
+    try:
+        return Slo(percentile=percentile(value)).percentile
+    except (QuantityError, WorkloadError) as error:
+        raise ValueError("give p50 to p99.9, or a share such as 0.95 or 95%") from error
