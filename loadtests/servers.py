@@ -180,9 +180,14 @@ def peer_flags(model_path: str, tensor_parallel: int) -> list[str]:
 
 
 def peer_environ(environ: Mapping[str, str], threads: Mapping[str, str]) -> dict[str, str]:
-    """The peer's environment: ours, and in what the engine reads the same as in our simulated cluster."""
+    """The peer's environment: ours, and in what the engine reads the same as in our simulated cluster.
+
+    With VLLM_ENABLE_V1_MULTIPROCESSING=0 the peer's only rank runs in the engine core, as ours does and as both do on
+    a GPU. Else the engine core would spend a core on waiting for it (vllm/platforms/cpu.py:335), and the peer would
+    be measured slower than it is.
+    """
     kept = {name: value for name, value in environ.items() if name != "VLLM_CPU_KVCACHE_SPACE"}
-    return {**kept, **threads, "VLLM_NO_USAGE_STATS": "1"}
+    return {**kept, **threads, "VLLM_NO_USAGE_STATS": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
 
 
 def _wait_for_first_token(url: str, server: "subprocess.Popen[bytes]", log: Path) -> float:

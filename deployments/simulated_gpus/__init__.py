@@ -4,8 +4,10 @@ A vLLM platform plugin (entry point group ``vllm.platform_plugins``). It is dorm
 cluster export ``ARCHIPELAGO_SIMULATED_GPUS=1`` (local_cluster.py does), so nothing here sits on the path of real GPUs.
 What it adds to vLLM 0.32's CPU backend, and why:
 
-* platform.py      Ray may schedule workers ("GPU" is only a scheduling token here); picks the classes below.
+* platform.py      Ray may schedule workers ("GPU" is only a scheduling token here); picks the classes below;
+                   a single rank runs in EngineCore, as it does with a GPU.
 * executor.py      EngineCore joins the raylet of its own simulated node, not the head's.
+* waiting.py       whoever waits for a message leaves the core to those who compute.
 * worker.py        pipeline stages after the first get their input buffers; expert parallelism respects its map.
 * communicator.py  shared memory only inside a simulated node, TCP between nodes; the collectives that
                    data-parallel attention needs.

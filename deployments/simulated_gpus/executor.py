@@ -6,12 +6,15 @@ from pathlib import Path
 import ray
 from vllm.v1.executor.ray_executor_v2 import RayExecutorV2
 
+from deployments.simulated_gpus.waiting import leave_the_core
+
 
 class SimulatedNodeExecutor(RayExecutorV2):
     """RayExecutorV2 whose driver sits on the simulated node of its replica."""
 
     def _init_executor(self) -> None:
         attach_to_own_raylet()
+        leave_the_core()
         super()._init_executor()
 
 

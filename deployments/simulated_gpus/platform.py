@@ -31,7 +31,13 @@ class SimulatedGpuPlatform(CpuPlatform):
             from deployments.simulated_gpus.executor import SimulatedNodeExecutor
 
             parallel_config.distributed_executor_backend = SimulatedNodeExecutor
+        backend = parallel_config.distributed_executor_backend
         super().check_and_update_config(vllm_config)
+        if backend == "uni":
+            # The stock platform gives a single rank a process of its own, to set its OpenMP environment
+            # (vllm/platforms/cpu.py:335). Here that comes with the raylet (local_cluster.py), and EngineCore need not
+            # spend a core on waiting.
+            parallel_config.distributed_executor_backend = backend
 
     @classmethod
     def get_device_communicator_cls(cls) -> str:

@@ -8,6 +8,8 @@ import torch
 from vllm.distributed import get_pp_group
 from vllm.model_executor.layers.fused_moe.experts.cpu_moe import CPUUnquantizedExperts
 
+from deployments.simulated_gpus.waiting import leave_the_core
+
 _stock_apply = CPUUnquantizedExperts.apply
 
 
@@ -20,6 +22,7 @@ class SimulatedGpuWorker(CPUWorker):
         GPUModelRunner allocates them in its profiling run, which CPUWorker skips for eager mode with an explicit KV
         size (vllm/v1/worker/cpu_worker.py, _should_warm_up_model).
         """
+        leave_the_core()
         CPUUnquantizedExperts.apply = apply_local_experts  # type: ignore[method-assign, assignment]
         super().load_model(*args, **kwargs)
         runner = self.model_runner

@@ -160,7 +160,8 @@ def test_our_configuration_is_one_that_archipelago_accepts(tensor_parallel: int,
 def test_the_peer_has_our_threads_and_no_cache_size_from_the_environment() -> None:
     environ = {"PATH": "/bin", "OMP_NUM_THREADS": "64", "VLLM_CPU_KVCACHE_SPACE": "40"}
     threads = {"OMP_NUM_THREADS": "2", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-    assert peer_environ(environ, threads) == {"PATH": "/bin", "VLLM_NO_USAGE_STATS": "1", **threads}
+    expected = {"PATH": "/bin", "VLLM_NO_USAGE_STATS": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0", **threads}
+    assert peer_environ(environ, threads) == expected
 
 
 # --- the report ------------------------------------------------------------------------------------------------------
