@@ -62,21 +62,35 @@ class Demand:
 class History:
     """Demand so far, in steps of `step_s`, oldest first; the last step ended at `end_s`. NaN where nothing is known.
 
-    All three arrays have the same length and are per second; input tokens are those of whole prompts.
+    All arrays have the same length and are per second. `requests_per_s` arrived; `answered_per_s` were answered to the
+    end, and the tokens, those of whole prompts and answers, are theirs. So lengths are quotients by the latter: a
+    queue that is worked off has more answers than arrivals, and no longer ones.
     """
 
     step_s: float
     end_s: float
     requests_per_s: Array
+    answered_per_s: Array
     input_tokens_per_s: Array
     output_tokens_per_s: Array
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaLoad:
+    """One replica: requests in its batch, those that wait for a place in it, and the share of its KV cache in use."""
+
+    replica: str
+    running: float
+    waiting: float
+    kv_usage: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolLoad:
     """All serving replicas of one shape, over the last window. None: nothing was answered, so there is no time.
 
-    `ttft_s` and `tpot_s` are at the percentile of the SLO. `kv_usage` is the mean share of the KV cache in use.
+    `ttft_s` and `tpot_s` are at the percentile of the SLO. `kv_usage` is the mean share of the KV cache in use. `each`
+    are the replicas that report of themselves.
     """
 
     shape: Shape
@@ -88,6 +102,7 @@ class PoolLoad:
     ttft_s: float | None = None
     tpot_s: float | None = None
     preemptions_per_s: float = 0.0
+    each: tuple[ReplicaLoad, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,6 +132,7 @@ class Observation:
     """One model at `at_s` (seconds since the epoch, or since the start of a simulation).
 
     `ttft_s` and `tpot_s` are at the percentile of the SLO over all answers of the last `window_s`, None without any;
+    so is `queue_s`, what requests waited in a replica for a place in its batch, None also where that is short;
     `attainment` is the share of that window's arrivals that kept the SLO, refused ones among those that did not, None
     where it is not known. `refused_per_s` counts 429 and 503.
     """
@@ -129,6 +145,7 @@ class Observation:
     fleet: Fleet
     ttft_s: float | None = None
     tpot_s: float | None = None
+    queue_s: float | None = None
     attainment: float | None = None
     refused_per_s: float = 0.0
 

@@ -40,7 +40,7 @@ CONTROL_TOKEN_ENV = "ARCHIPELAGO_CONTROL_TOKEN"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code."""
+    """Run one command; returns the exit code. Ctrl-C is for the caller (`deployments.program`)."""
     arguments = parser().parse_args(argv)
     command: Callable[[argparse.Namespace], int] = arguments.run
     try:
@@ -49,8 +49,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"archipelago: the configuration has mistakes\n{error}", file=sys.stderr)
     except RunRecordError as error:
         return _failed(error)
-    except KeyboardInterrupt:
-        print("archipelago: interrupted", file=sys.stderr)
     except BrokenPipeError:
         # `| head` has read enough; Python would complain once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

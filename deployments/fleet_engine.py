@@ -98,7 +98,7 @@ class FleetCore(EngineCoreClient):
         if journey is not None:
             self._journeys[request.request_id] = journey
         if (charge := current_charge.get()) is not None:
-            charge.use(len(request.prompt_token_ids or ()))
+            charge.use_prompt(request.prompt_token_ids or ())
             self._charges[request.request_id] = charge
 
     async def abort_requests_async(self, request_ids: list[str]) -> None:

@@ -57,9 +57,15 @@ class ControlApi:
 
 
 def gpus_by_shape(fleet: Mapping[str, Any]) -> dict[str, int]:
-    """How many GPUs the replicas of each shape hold, those that start, drain or stop included."""
+    """How many GPUs the replicas of each shape hold, those that start, drain or stop included.
+
+    Raises ControlError where this is no fleet of Archipelago's.
+    """
     found: dict[str, int] = {}
-    for replica in fleet.get("replicas", ()):
-        if replica["phase"] not in _HOLD_NO_GPUS:
-            found[replica["shape"]] = found.get(replica["shape"], 0) + len(replica["seats"])
+    try:
+        for replica in fleet["replicas"]:
+            if replica["phase"] not in _HOLD_NO_GPUS:
+                found[replica["shape"]] = found.get(replica["shape"], 0) + len(replica["seats"])
+    except (LookupError, TypeError) as error:
+        raise ControlError(f"the answer is no fleet: {str(fleet)[:_SHOWN_CHARACTERS]}") from error
     return dict(sorted(found.items()))

@@ -18,7 +18,15 @@ from loadtests.scenario_reading import ScenarioError, parse_scenario, read_scena
 from loadtests.traces import TraceError
 
 _MAX_PORT = 65535
-_OPTIONS = {"duration_s": "duration", "control.url": "control", "check_text": "reference"}
+_OPTIONS = {
+    "url": "--url",
+    "model": "--model",
+    "duration_s": "--duration",
+    "workers": "--workers",
+    "seed": "--seed",
+    "control.url": "--control",
+    "check_text": "--reference",
+}
 
 
 def add_commands(commands: Any) -> None:
@@ -70,10 +78,8 @@ def _changed(scenario: Scenario, arguments: argparse.Namespace) -> Scenario:
     try:
         return parse_scenario(values, path, {})
     except ScenarioError as error:  # the scenario itself has been read: it is an option that is wrong
-        message = str(error).replace(f"{path}: ", "--")
-        for field, option in _OPTIONS.items():
-            message = message.replace(f"--{field}", f"--{option}")
-        raise ScenarioError(message) from error
+        told = (f"{_OPTIONS.get(field, f'{path}: {field}')}: {problem}" for field, problem in error.problems)
+        raise ScenarioError("\n".join(told)) from error
 
 
 def _check_ui(port: int | None) -> None:
@@ -95,6 +101,8 @@ def _told(path: Path, out_dir: Path) -> int:
     found = read_run(path)
     counts = Counter(record.outcome for record in found.records)
     _say(f"{len(found.records)} requests: " + ", ".join(f"{count} {name}" for name, count in counts.most_common()))
+    if "texts_compared" in found.header:
+        _say(f"  texts compared with those of the reference run: {found.header['texts_compared']}")
     for event in found.events:
         _say(f"  at {event.at_s:.1f} s {event.kind} {event.what}: {event.outcome}; {event.detail or ''}".rstrip("; "))
     page = write_report(path, out_dir)

@@ -38,12 +38,14 @@ def merged(
     if missing:
         doubts.append(f"{len(missing)} of {len(requests)} requests have no record: the client did not get to them")
     records += [_never_sent(request, scenario) for request in missing.values()]
+    header = _header(scenario, clients, doubts)
     if reference:
-        records = [_compared(record, reference) for record in records]
-        if not any(record.id in reference and record.text_sha for record in records):
+        header["texts_compared"] = sum(_can_be_compared(record, reference) for record in records)
+        if not header["texts_compared"]:
             doubts.append("no text could be compared with the reference run")
+        records = [_compared(record, reference) for record in records]
     records.sort(key=lambda record: (record.scheduled_s, record.id))
-    return _header(scenario, clients, doubts), tuple(records)
+    return header, tuple(records)
 
 
 def _header(scenario: Scenario, clients: list[dict[str, Any]], doubts: list[str]) -> dict[str, Any]:
@@ -133,9 +135,14 @@ def _never_sent(request: Request, scenario: Scenario) -> Record:
     )
 
 
+def _can_be_compared(record: Record, reference: Mapping[int, Record]) -> bool:
+    """Whether both texts are whole; where one is not, the record that is bad says so itself."""
+    same = reference.get(record.id)
+    return record.outcome == "ok" and same is not None and same.outcome == "ok"
+
+
 def _compared(record: Record, reference: Mapping[int, Record]) -> Record:
     """A whole answer whose text is not that of the reference run is a failure."""
-    same = reference.get(record.id)
-    if record.outcome != "ok" or same is None or same.outcome != "ok" or same.text_sha == record.text_sha:
+    if not _can_be_compared(record, reference) or reference[record.id].text_sha == record.text_sha:
         return record
     return replace(record, outcome="text-differs", detail="the text is not that of the reference run")

@@ -19,6 +19,11 @@ from loadtests.windows import by_minute, over_time
 
 FORMAT, VERSION = "archipelago load result", 1
 RESULT_FILE, PAGE_FILE = "result.json", "report.html"
+KEYS = (
+    *("format", "version", "run", "loop", "slo", "schedule_sha", "span_s", "valid", "invalid", "slo_met", "all"),
+    *("outcomes", "lag_s", "by_class", "by_input_quartile", "by_shape", "by_replica", "by_minute", "over_time"),
+    *("events", "requests"),
+)
 _DECIMALS = 6  # microseconds: finer than any client's clock is true
 
 
@@ -120,6 +125,10 @@ def read_result(path: Path) -> dict[str, Any]:
         raise ResultError(
             f"{path} has version {document.get('version')!r}; this program reads {VERSION}: write it anew from its "
             "records with `archipelago bench report`"
+        )
+    if missing := [key for key in KEYS if key not in document]:
+        raise ResultError(
+            f"{path} lacks {', '.join(missing)}; write it anew from its records with `archipelago bench report`"
         )
     return document
 

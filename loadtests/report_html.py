@@ -13,7 +13,7 @@ _MEANING = {
     "http-error": "another status than 2xx",
     "cut": "the connection ended in the middle of the answer",
     "error-event": "the server reported an error in the middle of the answer",
-    "timeout": "nothing came for as long as the scenario waits",
+    "timeout": "no end within timeout_s",
     "unreachable": "no connection",
     "garbage": "something that is not a stream of completions",
     "unfinished": "still running when the run ended",

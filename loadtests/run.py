@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from loadtests.answers import said
 from loadtests.chaos import Actor, Chaos
 from loadtests.merging import merged
 from loadtests.plan import PLAN_ENV, Folder, Plan
@@ -81,11 +82,22 @@ def _model(scenario: Scenario, environ: Mapping[str, str]) -> str:
             url, headers={"Authorization": f"Bearer {key}"} if key else {}, timeout=_ANSWER_S, trust_env=False
         )
     except (httpx.HTTPError, httpx.InvalidURL) as error:
+        if "CERTIFICATE_VERIFY_FAILED" in str(error):
+            raise LoadError(
+                f"the certificate of {scenario.url} is not trusted ({error}); give a --url with one that a known "
+                "authority has signed"
+            ) from error
         raise LoadError(
             f"nothing answers at {scenario.url} ({error}); start a server there (`make serve`), or give another --url"
         ) from error
     if answer.is_redirect:
         raise LoadError(f"{url} leads to {answer.headers.get('location')}; give the URL that it leads to")
+    if answer.status_code == httpx.codes.UNAUTHORIZED:
+        remedy = f"the key in {scenario.api_key_env} is not accepted" if key else "it needs an API key"
+        raise LoadError(
+            f"{url} refuses us (HTTP 401: {said(answer.content)}); {remedy}: name the environment "
+            "variable that has the right one in the scenario's api_key_env"
+        )
     if scenario.model:
         return scenario.model
     try:

@@ -6,12 +6,29 @@ the file and words its mistakes, `schedule.py` makes the requests.
 
 import re
 from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import Field, JsonValue, field_validator, model_validator
+from pydantic import AfterValidator, Field, JsonValue, ValidationInfo, field_validator, model_validator
 
 from loadtests.demand import Arrivals, Duration, Lengths, Seconds, Section, Trace
 
 _SHAPE = re.compile(r"((tp|pp|ep|dp)[1-9][0-9]*)+")
+
+
+def _with_host_and_port(url: str) -> str:
+    """A URL that HTTP clients can read. Raises ValueError: they do so only when it is used."""
+    try:
+        parts = urlsplit(url)
+        (parts.hostname or "").encode("idna")
+        is_whole = parts.hostname is not None and parts.port != 0
+    except ValueError:
+        is_whole = False
+    if not is_whole:
+        raise ValueError("give it like http://127.0.0.1:8000")
+    return url
+
+
+Url = Annotated[str, Field(pattern=r"^https?://[^/\s]+"), AfterValidator(_with_host_and_port)]
 
 
 class Limits(Section):
@@ -101,7 +118,7 @@ class Event(Section):
 class Control(Section):
     """Archipelago's control API, for repartitions and for the GPUs of the fleet over time."""
 
-    url: str = Field(pattern="^https?://[^/]+")
+    url: Url
     token_env: str = Field(default="ARCHIPELAGO_CONTROL_TOKEN", description="The environment variable with the token.")
 
 
@@ -110,7 +127,7 @@ class Scenario(Section):
 
     name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     about: str = Field(default="", description="What it is for.")
-    url: str = Field(default="http://127.0.0.1:8000", pattern=r"^https?://[^/\s]+", description="The endpoint.")
+    url: Url = Field(default="http://127.0.0.1:8000", description="The endpoint.")
     model: str | None = Field(default=None, description="Default: the first that /v1/models names.")
     endpoint: Literal["completions", "chat"] = Field(
         default="completions",
@@ -141,6 +158,13 @@ class Scenario(Section):
     def _without_version(cls, url: str) -> str:
         return url.rstrip("/").removesuffix("/v1")  # clients of OpenAI are given it with /v1
 
+    @field_validator("check_text")
+    @classmethod
+    def _of_texts_that_repeat(cls, path: str | None, info: ValidationInfo) -> str | None:
+        if path and not info.data.get("greedy", True):
+            raise ValueError("it needs greedy: true in the scenario; sampled texts differ anyway")
+        return path
+
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if (self.arrivals is None) == (self.closed_loop is None):
@@ -148,8 +172,6 @@ class Scenario(Section):
         needs_lengths = self.lengths is None and not isinstance(self.arrivals, Trace)
         if needs_lengths and not (self.classes and all(each.lengths for each in self.classes)):
             raise ValueError("give lengths: input and output tokens")
-        if self.check_text and not self.greedy:
-            raise ValueError("check_text needs greedy: true; sampled texts differ anyway")
         if self.control is None and any(event.repartition for event in self.events):
             raise ValueError("a repartition needs control: with the url of the control API")
         if len({each.name for each in self.classes}) < len(self.classes):

@@ -1,7 +1,7 @@
 """Reads a scenario: one that is shipped, by its name, or a file. A mistake is one line with the field and the value."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,15 @@ _KINDS = {"arrivals": kinds_of(Arrivals), "input": kinds_of(Length), "output": k
 _MAX_SHOWN = 80
 
 
+Problem = tuple[str, str]  # the path of a field, "" for the scenario as a whole, and what is wrong there
+
+
 class ScenarioError(ValueError):
-    """A scenario that cannot be run; the message has a line for each mistake."""
+    """A scenario that cannot be run; the message has a line for each mistake. `problems` are those of its fields."""
+
+    def __init__(self, message: str, problems: Sequence[Problem] = ()) -> None:
+        super().__init__(message)
+        self.problems = tuple(problems)
 
 
 def shipped_names() -> list[str]:
@@ -54,14 +61,14 @@ def parse_scenario(given: Any, path: Path, environ: Mapping[str, str]) -> Scenar
     """A scenario from the plain values of its file; paths in it are relative to the file. Raises ScenarioError."""
     if not isinstance(given, dict):
         raise ScenarioError(f"{path}: must be a mapping of fields, is {_shown(given)}")
-    problems: list[str] = []
+    problems: list[Problem] = []
     filled = _filled(given, "", environ, problems)
     if problems:
-        raise ScenarioError("\n".join(f"{path}: {problem}" for problem in problems))
+        raise _refused(path, problems)
     try:
         scenario = Scenario.model_validate({"name": path.stem, **filled})
     except ValidationError as error:
-        raise ScenarioError("\n".join(f"{path}: {_problem(detail)}" for detail in error.errors())) from error
+        raise _refused(path, [_problem(detail) for detail in error.errors()]) from error
     changes: dict[str, Any] = {}
     if isinstance(scenario.arrivals, Trace):
         trace_path = _resolved(scenario.arrivals.file, path.parent)
@@ -76,7 +83,12 @@ def _resolved(given: str, folder: Path) -> str:
     return str(folder / Path(given).expanduser())
 
 
-def _filled(value: Any, where: str, environ: Mapping[str, str], problems: list[str]) -> Any:
+def _refused(path: Path, problems: Sequence[Problem]) -> ScenarioError:
+    lines = (": ".join(part for part in (str(path), *problem) if part) for problem in problems)
+    return ScenarioError("\n".join(lines), problems)
+
+
+def _filled(value: Any, where: str, environ: Mapping[str, str], problems: list[Problem]) -> Any:
     """The value with its variables put in; what they hold is read as YAML, so that a number is a number."""
     if isinstance(value, dict):
         return {
@@ -89,39 +101,50 @@ def _filled(value: Any, where: str, environ: Mapping[str, str], problems: list[s
         return value
     for name in _VARIABLE.findall(value):
         if name not in environ:
-            problems.append(f"{where}: {value} stands for the environment variable {name}; set it")
+            problems.append((where, f"{value} stands for the environment variable {name}; set it"))
             return value
     if whole := _VARIABLE.fullmatch(value):
-        return yaml.safe_load(environ[whole[1]])
+        try:
+            return yaml.safe_load(environ[whole[1]])
+        except yaml.YAMLError:
+            problems.append((where, f"{value} is {_shown(environ[whole[1]])}, which is not YAML; set {whole[1]} anew"))
+            return value
     return _VARIABLE.sub(lambda found: environ[found[1]], value)
 
 
-def _problem(detail: ErrorDetails) -> str:
-    where = _path(detail)
+def _problem(detail: ErrorDetails) -> Problem:
     name = str(detail["loc"][-1]) if detail["loc"] else ""
-    message = detail["msg"]
+    if detail["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        kind = detail["input"].get("kind") if isinstance(detail["input"], dict) else detail["input"]
+        accepted = ", ".join(map(repr, _KINDS[name]))
+        return f"{_path(detail)}.kind", f"{_shown(kind)} is not accepted; give one of {accepted}"
+    return _path(detail), _what(detail, name)
+
+
+def _what(detail: ErrorDetails, name: str) -> str:
+    """What is wrong with the field of this name, "" for the scenario as a whole."""
+    refused = f"{_shown(detail['input'])} is not accepted"
     match detail["type"]:
         case "missing":
-            return f"{where}: missing; give it"
+            return "missing; give it"
         case "extra_forbidden":
             known = _all_fields()
             close = [] if name in known else get_close_matches(name, known, n=1)
-            return f"{where}: no field of this section" + (f"; did you mean {close[0]}?" if close else "")
-        case "union_tag_invalid" | "union_tag_not_found":
-            kind = detail["input"].get("kind") if isinstance(detail["input"], dict) else detail["input"]
-            return f"{where}.kind: {_shown(kind)} is not accepted; give one of {', '.join(map(repr, _KINDS[name]))}"
+            return "no field of this section" + (f"; did you mean {close[0]}?" if close else "")
         case "value_error":
             message = str(detail["ctx"]["error"])
-            return f"{where}: {_shown(detail['input'])} is not accepted; {message}" if where else message
+            return f"{refused}; {message}" if name else message
+        case "invalid_key":
+            return "no field of this section; the names of fields are words"
         case "string_pattern_mismatch" if name == "url":
-            return f"{where}: {_shown(detail['input'])} is not accepted; give it like http://127.0.0.1:8000"
+            return f"{refused}; give it like http://127.0.0.1:8000"
         case "string_pattern_mismatch":
-            return f"{where}: {_shown(detail['input'])} is not accepted; it must match {detail['ctx']['pattern']}"
+            return f"{refused}; it must match {detail['ctx']['pattern']}"
         case "model_type" | "dict_type" | "model_attributes_type":
-            return f"{where}: {_shown(detail['input'])} is not accepted; it must be a mapping of fields"
+            return f"{refused}; it must be a mapping of fields"
         case _:
-            accepted = message.removeprefix("Input should be ").removeprefix("Value should ")
-            return f"{where}: {_shown(detail['input'])} is not accepted; it must be {accepted}"
+            accepted = detail["msg"].removeprefix("Input should be ").removeprefix("Value should ")
+            return f"{refused}; it must be {accepted}"
 
 
 def _path(detail: ErrorDetails) -> str:

@@ -64,7 +64,10 @@ def add_commands(commands: Any, find_config: FindConfig) -> None:
     planner.add_argument("--ttft", metavar="T", help="slowest first token: 500ms")
     planner.add_argument("--tpot", metavar="T", help="slowest further token: 30ms")
     planner.add_argument(
-        "--percentile", metavar="P", default="p90", help="share of requests that meet it (default p90)"
+        "--percentile",
+        metavar="P",
+        default="p90",
+        help="share of requests that meet it (default p90: a plan tries few; fleets are held to p99 by default)",
     )
     planner.add_argument("--explain", metavar="SHAPE", help="say in sentences why this shape is better or worse: tp16")
     planner.add_argument("--emit", metavar="FILE", type=Path, help="write a configuration for `archipelago serve`")

@@ -19,13 +19,13 @@ from placement.clusters.terrain import AS_BUILT
 from placement.collectives import Calibration, CollectiveError
 from placement.cost import constants, residuals
 from placement.cost.constants import ConstantsError
+from placement.fields import FieldError
 from placement.models import catalogue
 from placement.models.model import ModelConfigError, ModelSpec
 from placement.models.precision import with_precision
 from placement.quantities import QuantityError, fraction, percentile, rate_per_s, seconds, tokens
-from placement.scaling.scale import ScalingError
 from placement.shape import ShapeError
-from placement.workload import Lengths, Slo, Workload, WorkloadError
+from placement.workload import Lengths, Slo, Workload
 
 FindConfig = Callable[[str], Mapping[str, Any] | None]
 _CLUSTER_FILES = (".yaml", ".yml", ".json")
@@ -51,13 +51,12 @@ ERRORS = (
     ClusterError,
     CollectiveError,
     ConstantsError,
+    FieldError,
     InputError,
     ModelConfigError,
     QuantityError,
     RowError,
-    ScalingError,
     ShapeError,
-    WorkloadError,
 )
 
 
@@ -130,11 +129,8 @@ def named(options: Mapping[str, str]) -> Iterator[None]:
     """Whoever gave options is told of those, not of the fields that they fill."""
     try:
         yield
-    except (ScalingError, WorkloadError) as error:
-        message = str(error)
-        for name, option in options.items():
-            message = message.replace(name, option)
-        raise type(error)(message) from error
+    except FieldError as error:
+        raise error.renamed(options) from error
 
 
 def slo(arguments: argparse.Namespace) -> Slo:

@@ -1,7 +1,11 @@
-"""What an SLO is made of in files of settings: each reads what people write, or says what is accepted."""
+"""What an SLO is made of where a fleet is held to it: each reads what people write, or says what is accepted."""
 
 from placement.quantities import QuantityError, percentile, seconds
 from placement.workload import Slo, WorkloadError
+
+# The share of requests where nobody says one: of what is served, scaled, simulated and replayed, and of load tests
+# (loadtests/scenario.py). A plan's is p90 (`Slo`): of the 300 requests that it tries p99 is what the slowest three say.
+USUAL_SHARE = 0.99
 
 
 def promised_latency_s(value: object) -> float:

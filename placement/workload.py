@@ -3,8 +3,10 @@
 import math
 from dataclasses import dataclass
 
+from placement.fields import FieldError
 
-class WorkloadError(ValueError):
+
+class WorkloadError(FieldError):
     """A workload or an SLO that nobody can have. The message names the field, the value and what is accepted."""
 
 
@@ -43,7 +45,7 @@ class Workload:
         if self.concurrency is not None:
             _check("concurrency", self.concurrency, at_least=1, at_most=1e9)
         if self.requests_per_s is not None and self.concurrency is not None:
-            raise WorkloadError("requests_per_s and concurrency are both given; a workload has one of them.")
+            raise WorkloadError("are both given; a workload has one of them.", "requests_per_s", "concurrency")
         _check("prefix_hit_rate", self.prefix_hit_rate, at_least=0, at_most=1)
 
     @property
@@ -70,4 +72,4 @@ class Slo:
 
 def _check(name: str, value: float, *, at_least: float, at_most: float) -> None:
     if not (math.isfinite(value) and at_least <= value <= at_most):
-        raise WorkloadError(f"{name} is {value:g}; it must be from {at_least:g} to {at_most:g}.")
+        raise WorkloadError(f"is {value:g}; it must be from {at_least:g} to {at_most:g}.", name)

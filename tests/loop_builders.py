@@ -60,6 +60,7 @@ def observation(at_s: float, fleet: Fleet, *, rate: float = 2.0, attainment: flo
             step_s=60,
             end_s=at_s,
             requests_per_s=nothing,
+            answered_per_s=nothing,
             input_tokens_per_s=nothing,
             output_tokens_per_s=nothing,
         ),

@@ -116,6 +116,7 @@ def history(demands: Iterable[Demand], end_s: float) -> History:
         step_s=STEP_S,
         end_s=end_s,
         requests_per_s=columns[0],
+        answered_per_s=columns[0],
         input_tokens_per_s=columns[1],
         output_tokens_per_s=columns[2],
     )

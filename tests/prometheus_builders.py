@@ -30,6 +30,7 @@ class Sent:
     hit_tokens: int
     ttft_s: float
     tpot_s: float
+    queue_s: float = 0.0
 
 
 @dataclass
@@ -94,6 +95,7 @@ class Traffic:
         histograms = {
             "vllm:time_to_first_token_seconds": ("ttft_s", SECONDS_BOUNDS),
             "vllm:request_time_per_output_token_seconds": ("tpot_s", SECONDS_BOUNDS),
+            "vllm:request_queue_time_seconds": ("queue_s", SECONDS_BOUNDS),
             "vllm:request_prompt_tokens": ("input_tokens", TOKENS_BOUNDS),
             "vllm:request_generation_tokens": ("output_tokens", TOKENS_BOUNDS),
         }

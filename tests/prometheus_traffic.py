@@ -14,7 +14,7 @@ PAST_INTERVAL_S = 30.0
 
 
 def steady_requests() -> tuple[Sent, ...]:
-    """Ten requests: replica a has five, b three, c two; each pool has a slow one."""
+    """Ten requests: replica a has five, b three, c two; each pool has a slow one. Three waited for a place."""
     return tuple(
         Sent(
             replica="abacabacab"[place],
@@ -24,6 +24,7 @@ def steady_requests() -> tuple[Sent, ...]:
             hit_tokens=25 * (place + 1),
             ttft_s=0.2 if place else 1.5,
             tpot_s=0.015 if place else 0.04,
+            queue_s=0.9 if place < 3 else 0.0,
         )
         for place in range(10)
     )
@@ -42,13 +43,13 @@ def is_missing(at_s: float) -> bool:
 def old_samples() -> Iterator[str]:
     names = {
         'archipelago_arrivals_total{model="old"}': 1.0,
-        'vllm:prompt_tokens_total{model_name="old"}': 300.0,
-        'vllm:generation_tokens_total{model_name="old"}': 50.0,
+        'vllm:request_prompt_tokens_count{model_name="old"}': 0.9,
+        'vllm:request_prompt_tokens_sum{model_name="old"}': 300.0,
+        'vllm:request_generation_tokens_sum{model_name="old"}': 50.0,
     }
     times = [END_S - PAST_S + step * PAST_INTERVAL_S for step in range(int(PAST_S / PAST_INTERVAL_S) + 1)]
     for name, tokens in names.items():
         total = 0.0
-        yield f"# TYPE {name.split('_total')[0]} counter"
         for at_s in times:
             total += old_rate(at_s) * PAST_INTERVAL_S
             if not is_missing(at_s):

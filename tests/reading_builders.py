@@ -36,6 +36,7 @@ BUSY: dict[str, Value] = {
     "refused": 0.0,
     "ttft": 0.4,
     "tpot": 0.03,
+    "queue": 0.5,
     "ttft_buckets": {0.5: 4.0, 1.0: 4.0, 2.0: 4.0, INF: 4.0},
     "tpot_buckets": {0.05: 4.0, 0.1: 4.0, INF: 4.0},
     "running": dict(zip(REPLICAS, (2.0, 4.0, 3.0, 5.0), strict=True)),
@@ -59,7 +60,7 @@ NOTHING_FINISHED: dict[str, Value] = {
 }  # fmt: skip
 # As every series is when nobody asks anything: there, and still.
 IDLE = BUSY | NOTHING_FINISHED | {
-    "arrivals": 0.0, "ttft": None, "tpot": None,
+    "arrivals": 0.0, "ttft": None, "tpot": None, "queue": None,
     "ttft_buckets": {1.0: 0.0, INF: 0.0}, "tpot_buckets": {0.1: 0.0, INF: 0.0},
     "running": dict.fromkeys(REPLICAS, 0.0), "waiting": dict.fromkeys(REPLICAS, 0.0),
     "kv_usage": dict.fromkeys(REPLICAS, 0.0), "sent": {"tp2": 0.0, "tp4": 0.0}, "preempted": None,

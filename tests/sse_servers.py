@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 LAST_CHUNK = b"0\r\n\r\n"
 DONE = b"data: [DONE]\n\n"
-MODELS = json.dumps({"data": [{"id": "tiny"}]}).encode()
+_NAMES = json.dumps({"data": [{"id": "tiny"}]}).encode()
+MODELS = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(_NAMES), _NAMES)
 
 Piece = bytes | float
 Script = Callable[[dict[str, object]], Sequence[Piece]]
@@ -21,11 +22,12 @@ Script = Callable[[dict[str, object]], Sequence[Piece]]
 class Server:
     """One that runs.
 
-    `bodies` are the requests that came, `connections` how many connections were opened, `sent_s` when each piece went
-    out, on the clock of `perf_counter`.
+    `models` is what a GET is answered, `bodies` are the requests that came, `connections` how many connections were
+    opened, `sent_s` when each piece went out, on the clock of `perf_counter`.
     """
 
     url: str
+    models: bytes = MODELS
     bodies: list[dict[str, object]] = field(default_factory=list)
     connections: int = 0
     sent_s: list[float] = field(default_factory=list)
@@ -91,7 +93,7 @@ async def _handle(
         while True:
             head = (await reader.readuntil(b"\r\n\r\n")).lower()
             if head.startswith(b"get"):
-                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(MODELS), MODELS))
+                writer.write(server.models)
                 continue
             length = next(int(line.split(b":")[1]) for line in head.split(b"\r\n") if b"content-length" in line)
             body = json.loads(await reader.readexactly(length))
@@ -104,14 +106,16 @@ async def _handle(
 
 
 @contextlib.contextmanager
-def serving(script: Script, *, stall_at_s: float | None = None, stall_s: float = 0.0) -> Iterator[Server]:
+def serving(
+    script: Script, *, stall_at_s: float | None = None, stall_s: float = 0.0, models: bytes = MODELS
+) -> Iterator[Server]:
     """A server in a thread of its own that answers every request by `script`; yields it.
 
     With `stall_at_s`, nothing is answered for `stall_s` from so many seconds after the first request.
     """
     loop = asyncio.new_event_loop()
     ready: threading.Event = threading.Event()
-    server = Server(url="")
+    server = Server(url="", models=models)
     first: list[float] = []
 
     async def gate() -> None:

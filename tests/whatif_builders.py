@@ -39,6 +39,7 @@ def past(
         step_s=60.0,
         end_s=NOW_S,
         requests_per_s=requests_per_s,
+        answered_per_s=requests_per_s,
         input_tokens_per_s=requests_per_s * input_tokens,
         output_tokens_per_s=requests_per_s * output_tokens,
     )
@@ -124,7 +125,7 @@ def samples(model: str = "m", *, is_ours: bool = True) -> Iterator[str]:
     """Six hours as OpenMetrics: prompts of 400 tokens and answers of 80 on average, 2 % of the first tokens late."""
     told = f'model_name="{model}"'
     counters = {
-        f"vllm:prompt_tokens_total{{{told}}}": 400.0,
+        f"vllm:request_prompt_tokens_count{{{told}}}": 1.0,
         f"vllm:generation_tokens_total{{{told}}}": 80.0,
         f"vllm:request_prompt_tokens_sum{{{told}}}": 400.0,
         f"vllm:request_generation_tokens_sum{{{told}}}": 80.0,

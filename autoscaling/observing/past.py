@@ -60,8 +60,9 @@ def history(
         step_s=step_s,
         end_s=last * step_s,
         requests_per_s=kept[0],
-        input_tokens_per_s=kept[1],
-        output_tokens_per_s=kept[2],
+        answered_per_s=kept[1],
+        input_tokens_per_s=kept[2],
+        output_tokens_per_s=kept[3],
     )
 
 
@@ -84,8 +85,8 @@ def dispersion(ask: Ask, *, model: str, scraped_s: float, scrape_interval_s: flo
 
 
 def _aligned(known: History, new: int) -> Array:
-    """The three rows of a history up to step `new`, with NaN for steps between that nobody asked for."""
-    rows = np.stack([known.requests_per_s, known.input_tokens_per_s, known.output_tokens_per_s])
+    """The rows of a history up to step `new`, with NaN for steps between that nobody asked for."""
+    rows = np.stack([known.requests_per_s, known.answered_per_s, known.input_tokens_per_s, known.output_tokens_per_s])
     between = max(0, new - 1 - round(known.end_s / known.step_s))
     return np.pad(rows, ((0, 0), (0, between)), constant_values=np.nan)
 
@@ -104,11 +105,10 @@ def _steps(ask: Ask, model: str, first: int, last: int, step_s: float, scrape_in
     return np.concatenate(pieces, axis=1)
 
 
-def _rows(requests: Array, input_tokens: Array, output_tokens: Array) -> Array:
-    """Without a request in a step there were no tokens either, whether or not an engine was there to say so."""
+def _rows(requests: Array, *answers: Array) -> Array:
+    """Without a request in a step there were no answers either, whether or not an engine was there to say so."""
     idle = requests == 0
-    tokens = [np.where(idle & np.isnan(row), 0.0, row) for row in (input_tokens, output_tokens)]
-    return np.stack([requests, *tokens])
+    return np.stack([requests, *(np.where(idle & np.isnan(row), 0.0, row) for row in answers)])
 
 
 def _placed(answer: Sequence[Series], start_s: float, end_s: float, step_s: float) -> Array:

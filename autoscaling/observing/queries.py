@@ -21,6 +21,7 @@ FailureKind = Literal["unreachable", "slow", "refused", "not-prometheus", "parti
 
 _METRIC = re.compile(r"(?:vllm:|archipelago_)\w+")
 NAME = "query"  # the label that tells the parts of a joined answer apart
+FIRST_QUEUE_BOUND_S = 0.3  # vLLM's REQUEST_LATENCY_BUCKETS (v1/metrics/buckets.py)
 MAX_POINTS = 11_000  # that Prometheus returns of one series (web/api/v1/api.go, queryRange)
 
 
@@ -163,9 +164,13 @@ FAILED = Query(
 )
 TTFT = Query(name="ttft", promql=_at_percentile(_TTFT), empty="nothing")
 TPOT = Query(name="tpot", promql=_at_percentile(_TPOT), empty="nothing")
+# The histogram is of the fleet as one engine, so there is none of a pool. What is in its first bucket is not known.
+QUEUE = Query(
+    name="queue", promql=f"{_at_percentile('vllm:request_queue_time_seconds')} > {FIRST_QUEUE_BOUND_S}", empty="nothing"
+)
 TTFT_BUCKETS = Query(name="ttft_buckets", promql=_rate(f"{_TTFT}_bucket", by="le"))
 TPOT_BUCKETS = Query(name="tpot_buckets", promql=_rate(f"{_TPOT}_bucket", by="le"))
-ANSWERS = (REFUSED, FAILED, TTFT, TPOT, TTFT_BUCKETS, TPOT_BUCKETS)
+ANSWERS = (REFUSED, FAILED, TTFT, TPOT, QUEUE, TTFT_BUCKETS, TPOT_BUCKETS)
 
 # The mean: at the next moment a batch of four may be one of two or of seven. A replica that has just gone is in it.
 RUNNING = Query(
@@ -190,10 +195,10 @@ COMPUTED = Query(name="computed", promql=_rate("archipelago_replica_prompt_token
 HITS = Query(name="hits", promql=_rate("archipelago_replica_prefix_hit_tokens_total"), empty="nothing")
 LENGTHS = (INPUT_SUM, INPUT_BUCKETS, OUTPUT_SUM, OUTPUT_BUCKETS, COMPUTED, HITS)
 
-# Over time. What a moved request had already computed or written counts again as its prompt on the new replica.
-INPUT_TOKENS = Query(name="input_tokens", promql=_rate("vllm:prompt_tokens_total"))
-OUTPUT_TOKENS = Query(name="output_tokens", promql=_rate("vllm:generation_tokens_total"))
-PAST = (ARRIVALS, INPUT_TOKENS, OUTPUT_TOKENS)
+# Over time. Tokens of finished requests, so that they and the requests they are of are counted together: vLLM's
+# counters of tokens rise as prompts are read, those of a moved request again.
+ANSWERED = Query(name="answered", promql=_rate(f"{_INPUT}_count"))
+PAST = (ARRIVALS, ANSWERED, INPUT_SUM, OUTPUT_SUM)
 
 TICK = (*HEALTH, *ANSWERS, *POOLS, *LENGTHS)
-ALL = (*TICK, INPUT_TOKENS, OUTPUT_TOKENS)
+ALL = (*TICK, ANSWERED)

@@ -7,7 +7,7 @@ hide the rest: what the others of their pool report stands for them, up to `trus
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from autoscaling.observation import Blind, BlindKind, Demand, Fleet, Observation, PoolLoad
+from autoscaling.observation import Blind, BlindKind, Demand, Fleet, Observation, PoolLoad, ReplicaLoad
 from autoscaling.observing import queries, trust
 from autoscaling.observing.histograms import counted, share_below, spread
 from autoscaling.observing.past import MAX_STEPS, STEP_S, dispersion, history
@@ -111,6 +111,7 @@ def _observed(
         fleet=seen.fleet,
         ttft_s=_only(parts, queries.TTFT),
         tpot_s=_only(parts, queries.TPOT),
+        queue_s=_only(parts, queries.QUEUE),
         attainment=_attainment(parts, slo, seen.window_s),
         refused_per_s=total(parts, queries.REFUSED),
     )
@@ -203,8 +204,14 @@ def _pool(parts: Parts, shape: Shape, replicas: int, reporting: list[str]) -> Po
     # Replicas that drain still report, and are more than serve.
     scale = max(1.0, replicas / len(reporting))
 
-    def of_replicas(query: Query) -> float:
-        return sum(series.value for series in parts[query.name] if series.labels["replica"] in reporting)
+    running, waiting, kv_usage = (
+        {series.labels["replica"]: series.value for series in parts[query.name]}
+        for query in (queries.RUNNING, queries.WAITING, queries.KV_USAGE)
+    )
+    each = tuple(
+        ReplicaLoad(replica=name, running=running[name], waiting=waiting[name], kv_usage=kv_usage[name])
+        for name in reporting
+    )
 
     def of_shape(query: Query) -> float | None:
         same = (series.value for series in parts.get(query.name, ()) if Shape.parse(series.labels["shape"]) == shape)
@@ -213,11 +220,12 @@ def _pool(parts: Parts, shape: Shape, replicas: int, reporting: list[str]) -> Po
     return PoolLoad(
         shape=shape,
         replicas=replicas,
-        running=scale * of_replicas(queries.RUNNING),
-        waiting=scale * of_replicas(queries.WAITING),
-        kv_usage=of_replicas(queries.KV_USAGE) / len(reporting),
+        running=scale * sum(one.running for one in each),
+        waiting=scale * sum(one.waiting for one in each),
+        kv_usage=sum(one.kv_usage for one in each) / len(each),
         requests_per_s=of_shape(queries.SENT) or 0.0,
         ttft_s=of_shape(queries.POOL_TTFT),
         tpot_s=of_shape(queries.POOL_TPOT),
         preemptions_per_s=of_shape(queries.PREEMPTED) or 0.0,
+        each=each,
     )

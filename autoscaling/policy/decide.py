@@ -107,7 +107,7 @@ def _decision(
         kind="hold" if stays else winner.kind,
         cause=held.cause if held else _cause(choice),
         target=pools_of(observation.fleet.desired) if stays else winner.pools,
-        reason=reason,
+        reason=reason + reasons.of_imbalance(),
         expected=plan.expected,
         options=reasons.of_options(choice),
     )

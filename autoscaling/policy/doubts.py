@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from autoscaling.observation import Observation, PoolLoad
 from autoscaling.policy.estimates import Estimates
+from autoscaling.policy.imbalance import imbalance
 from autoscaling.policy.memory import Memory
 from autoscaling.policy.rules import Rules
 from placement import Shape
@@ -38,7 +39,8 @@ def doubting(memory: Memory, observation: Observation, model: Estimates, rules: 
     if owed > caught_up:
         return replace(memory, missed_s=0.0)
     many = demand.requests_per_s * observation.window_s >= _FEWEST_ARRIVALS
-    if seen is None or not many or not model.keeps(observation.fleet.serving, (demand,)):
+    is_lopsided = imbalance(observation) is not None
+    if seen is None or not many or is_lopsided or not model.keeps(observation.fleet.serving, (demand,)):
         return replace(memory, missed_s=0.0)  # nothing to hold against the model
     fades, arrivals = math.exp(-passed_s / _COUNTED_OVER_S), demand.requests_per_s * passed_s
     memory = replace(

@@ -6,12 +6,14 @@ hardest depends on the shape that serves it: so the extremes in each respect are
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
 from autoscaling.decision import Expected
 from autoscaling.forecasting.forecast import Forecast, forecast
 from autoscaling.observation import Array, Demand, History, Observation
+from autoscaling.policy.imbalance import USUAL_WAITING, imbalance
 from autoscaling.policy.rules import Rules
 from placement import Lengths
 
@@ -22,9 +24,7 @@ _PROVED_AFTER = 5.0  # horizons of history
 _SMOOTHED_OVER_S = 120.0
 _FEWEST_REQUESTS = 30.0  # behind a length that is to be remembered
 _CLEARLY = 3.0  # standard errors
-_AS_BUSY = 0.8
 _ALIKE = 0.97  # a demand that is at least this part of another in every respect stands for it
-_USUAL_WAITING = 0.1  # of the running requests: what waits for the next step is no backlog
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +84,8 @@ def outlook(observation: Observation, rules: Rules, *, start_s: float, regrets: 
     lead_s = min(start_s + observation.window_s, horizon_s)
     patience_s = rules.patience_s(start_s, regrets)
     lookback_s = max(patience_s, rules.lookback_s)
-    backlog = max(0.0, observation.waiting - _USUAL_WAITING * observation.running)
+    queued = 0.0 if imbalance(observation) else observation.waiting
+    backlog = max(0.0, queued - USUAL_WAITING * observation.running)
     now = Asked(demand=observation.demand, in_s=0.0)
     future = _future(observation, rules, horizon_s)
     past = _past(observation, lookback_s)
@@ -181,15 +182,13 @@ def _past(observation: Observation, lookback_s: float) -> tuple[Asked, ...]:
         return ()
     width = max(1, min(steps, round(_SMOOTHED_OVER_S / history.step_s)))
     smooth = _smoothed(history, steps, width)
-    rates, inputs, outputs = smooth
-    known = np.isfinite(rates) & np.isfinite(inputs) & np.isfinite(outputs) & (rates > 0)
+    known = np.isfinite(smooth.rates + smooth.inputs + smooth.outputs) & (smooth.rates > 0) & (smooth.answered > 0)
     if not known.any():
         return ()
-    found = {_peak(series, known) for series in smooth}
-    telling = known & (rates * max(history.step_s, _SMOOTHED_OVER_S) >= _FEWEST_REQUESTS)
+    found = {_peak(series, known) for series in (smooth.rates, smooth.inputs, smooth.outputs)}
+    telling = known & (smooth.answered * max(history.step_s, _SMOOTHED_OVER_S) >= _FEWEST_REQUESTS)
     if telling.any():
-        with np.errstate(divide="ignore", invalid="ignore"):
-            found |= {_peak(inputs / rates, telling), _peak(outputs / rates, telling)}
+        found |= {_peak(lengths, telling) for lengths in smooth.lengths}
     return (
         *(_asked(observation, smooth, at) for at in sorted(found)),
         *(_asked(observation, _smoothed(history, steps, 1), at) for at in _swings(observation.demand, history, steps)),
@@ -199,51 +198,60 @@ def _past(observation: Observation, lookback_s: float) -> tuple[Asked, ...]:
 def _swings(demand: Demand, history: History, steps: int) -> set[int]:
     """Single steps with the longest prompts or answers, where these are longer than chance makes them.
 
-    A mix that swings within the smoothing time looks like its mean, which no request has. A step after a busier one
-    is left out: tokens count when they are read or written, and some of its are of requests that came before.
+    A mix that swings within the smoothing time looks like its mean, which no request has.
     """
-    rates, inputs, outputs = _smoothed(history, steps, 1)
-    counted = rates * history.step_s >= _FEWEST_REQUESTS
-    counted[1:] &= rates[1:] >= _AS_BUSY * rates[:-1]
+    each = _smoothed(history, steps, 1)
+    answers = each.answered * history.step_s
+    counted = answers >= _FEWEST_REQUESTS
     found = set()
-    for tokens, lengths in ((inputs, demand.input_tokens), (outputs, demand.output_tokens)):
+    rows = zip((each.inputs, each.outputs), (demand.input_tokens, demand.output_tokens), each.lengths, strict=True)
+    for tokens, now, lengths in rows:
         with np.errstate(divide="ignore", invalid="ignore"):
-            longer = tokens / rates / (np.nansum(tokens) / np.nansum(rates)) - 1
-            clear = counted & (longer > _CLEARLY * lengths.spread / np.sqrt(rates * history.step_s))
+            longer = lengths / (np.nansum(tokens) / np.nansum(each.answered)) - 1
+            clear = counted & (longer > _CLEARLY * now.spread / np.sqrt(answers))
         if clear.any():
             found.add(_peak(longer, clear))
     return found
 
 
-def _asked(observation: Observation, series: tuple[Array, Array, Array], at: int) -> Asked:
+def _asked(observation: Observation, series: "_Series", at: int) -> Asked:
     """The demand in one place of the history."""
-    rates, inputs, outputs = series
-    history = observation.history
-    age_s = observation.at_s - history.end_s + (len(rates) - 1 - at) * history.step_s
-    return Asked(
-        demand=_demand(observation.demand, float(rates[at]), float(inputs[at]), float(outputs[at])), in_s=-age_s
+    history, like = observation.history, observation.demand
+    age_s = observation.at_s - history.end_s + (len(series.rates) - 1 - at) * history.step_s
+    inputs, outputs = (max(1.0, float(lengths[at])) for lengths in series.lengths)
+    demand = replace(
+        like,
+        requests_per_s=float(series.rates[at]),
+        input_tokens=replace(like.input_tokens, mean_tokens=inputs),
+        output_tokens=replace(like.output_tokens, mean_tokens=outputs),
     )
+    return Asked(demand=demand, in_s=-age_s)
 
 
-def _smoothed(history: History, steps: int, width: int) -> tuple[Array, Array, Array]:
+class _Series(NamedTuple):
+    """Of a history, per second: arrivals, answers, and the tokens of these."""
+
+    rates: Array
+    answered: Array
+    inputs: Array
+    outputs: Array
+
+    @property
+    def lengths(self) -> tuple[Array, Array]:
+        """Mean tokens of prompts and of answers; not a number where none was answered."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return self.inputs / self.answered, self.outputs / self.answered
+
+
+def _smoothed(history: History, steps: int, width: int) -> _Series:
     """Means of the last `steps` over `width` of them, each where all of its steps are known."""
     weights = np.full(width, 1 / width)
-    series = (history.requests_per_s, history.input_tokens_per_s, history.output_tokens_per_s)
-    rates, inputs, outputs = (np.convolve(one[-steps:], weights, mode="valid") for one in series)
-    return rates, inputs, outputs
+    series = (history.requests_per_s, history.answered_per_s, history.input_tokens_per_s, history.output_tokens_per_s)
+    return _Series(*(np.convolve(one[-steps:], weights, mode="valid") for one in series))
 
 
 def _peak(series: Array, known: np.ndarray) -> int:
     return int(np.argmax(np.where(known, series, -np.inf)))
-
-
-def _demand(like: Demand, rate: float, inputs: float, outputs: float) -> Demand:
-    return replace(
-        like,
-        requests_per_s=rate,
-        input_tokens=Lengths(mean_tokens=max(1.0, inputs / rate), spread=like.input_tokens.spread),
-        output_tokens=Lengths(mean_tokens=max(1.0, outputs / rate), spread=like.output_tokens.spread),
-    )
 
 
 def _with_backlog(demand: Demand, requests_per_s: float) -> Demand:

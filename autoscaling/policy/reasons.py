@@ -5,6 +5,7 @@ import math
 from autoscaling.decision import Option
 from autoscaling.observation import Observation, Pools, spelled
 from autoscaling.policy.estimates import Estimates
+from autoscaling.policy.imbalance import imbalance
 from autoscaling.policy.outlook import Asked, Outlook
 from autoscaling.policy.pricing import Offer
 from autoscaling.policy.ranking import Choice, Loser
@@ -53,6 +54,18 @@ class Reasons:
         return (
             f"{spelled(winner.pools)} would serve all that was asked in the last {duration(past_s)} and is "
             f"expected in the next {duration(self._outlook.horizon_s)}, with {winner.gpus} GPUs instead of {hold.gpus}."
+        )
+
+    def of_imbalance(self) -> str:
+        """That one replica has a queue and the others have room; empty where that is not so."""
+        found = imbalance(self._observation)
+        if found is None:
+            return ""
+        one = found.load
+        return (
+            f" Of {found.waiting:.0f} requests that wait {one.waiting:.0f} do on replica {one.replica} ({found.shape}, "
+            f"{one.running:.0f} running, {one.kv_usage:.0%} of its KV cache in use) while the others have room: "
+            "neither replicas nor another cut cure that."
         )
 
     def _enough(self, offer: Offer) -> str:
@@ -139,12 +152,20 @@ class Reasons:
     def _too_little(self, offer: Offer) -> str:
         hardest = self._hardest(offer.pools)
         servable = self._estimates.servable_per_s(offer.pools, hardest.demand)
-        backlog = f" ({self._outlook.backlog:.0f} requests wait)" if self._outlook.backlog >= 1 else ""
+        backlog = f" ({self._waiting()})" if self._outlook.backlog >= 1 else ""
         when = f"in {duration(hardest.in_s)}" if hardest.in_s > 0 else "now"
         return (
             f"can serve {servable:.3g} requests/s of {_lengths(hardest)} within the SLO; "
             f"{hardest.demand.requests_per_s:.3g} are to be served {when}{backlog}"
         )
+
+    def _waiting(self) -> str:
+        """How many wait, and how much of the TTFT that is: queueing wants capacity, slow prefills another cut."""
+        seen, percentile = self._observation, f"p{100 * self._rules.slo.percentile:g}"
+        waits = f"{self._outlook.backlog:.0f} requests wait"
+        if seen.queue_s is None or seen.ttft_s is None:
+            return waits
+        return f"{waits}; {percentile} of the wait is {seen.queue_s:.1f} s, of the TTFT {seen.ttft_s:.1f} s"
 
     def _forgets(self, pools: Pools, forgotten: Asked) -> str:
         servable = self._estimates.servable_per_s(pools, forgotten.demand)

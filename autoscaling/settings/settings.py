@@ -22,6 +22,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from autoscaling.settings.fields import DAYS, Clock, Days, Latency, Length, Positive, Section, Shapes, Share, Url, Zone
 from autoscaling.settings.messages import SettingsError, problems_of, shown
 from placement import Slo
+from placement.promised import USUAL_SHARE
 
 Mode = Literal["advise", "approve", "auto"]
 
@@ -75,7 +76,9 @@ class SloSettings(Section):
 
     ttft: Latency | None = Field(default=None, description="Slowest first token, such as 500ms. Default: any.")
     tpot: Latency | None = Field(default=None, description="Slowest further token, such as 40ms. Default: any.")
-    percentile: Share = Field(default=0.95, description="Share of the requests that keep both: p95, 95% or 0.95.")
+    percentile: Share = Field(
+        default=USUAL_SHARE, description="Share of the requests that keep both: p95, 95% or 0.95."
+    )
 
     @model_validator(mode="after")
     def _promises_something(self) -> Self:

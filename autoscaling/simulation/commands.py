@@ -7,16 +7,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from autoscaling.capacity.site import Site, site_of
+from autoscaling.capacity.site import site_of
 from autoscaling.capacity.times import times_of
-from autoscaling.observation import Pools, pools_of
+from autoscaling.observation import pools_of
+from autoscaling.simulation.fleet_options import add_fleet_options, initial_pools, max_gpus, shapes, start_times_s
 from autoscaling.simulation.policies import POLICIES
 from autoscaling.simulation.progress import Watched, progress
 from autoscaling.simulation.result import Result
 from autoscaling.simulation.run import run
 from autoscaling.simulation.scenario import Scenario, ScenarioError
 from autoscaling.simulation.traces import TraceError, read_trace
-from placement import Shape, ShapeError
 from placement.given import (
     ERRORS,
     KV_BYTES,
@@ -27,8 +27,7 @@ from placement.given import (
     model,
     slo,
 )
-from placement.models.quantisation import PRECISIONS
-from placement.quantities import fraction, seconds
+from placement.quantities import fraction
 from placement.shown import check_writable, write
 
 FAILED = 1
@@ -38,26 +37,14 @@ def add_commands(commands: Any, find_config: FindConfig) -> None:
     """Add `simulate` to the command line; `find_config` looks a hub id up outside the catalogue."""
     command = commands.add_parser("simulate", help="run a trace of requests through a simulated fleet under a policy")
     command.add_argument("--trace", required=True, metavar="T.csv", type=Path, help="arrival_s,input_tokens,...")
-    command.add_argument("--cluster", required=True, metavar="C", help="'4x dgx-h100', or a YAML or JSON file")
     command.add_argument("--model", required=True, metavar="M", help="a hub id, a config.json, or a directory with one")
     command.add_argument("--policy", required=True, metavar="P", help=f"one of {', '.join(sorted(POLICIES))}")
-    command.add_argument("--ttft", metavar="T", help="slowest first token: 2s")
-    command.add_argument("--tpot", metavar="T", help="slowest further token: 50ms")
+    add_fleet_options(command, first="one replica")
     command.add_argument(
-        "--percentile", metavar="P", default="p99", help="share of requests that meet it (default p99)"
+        "--slo", metavar="S", help="ttft=2s,tpot=50ms,percentile=p99 in one; replaces what each of them says"
     )
-    command.add_argument(
-        "--slo", metavar="S", help="the three in one: ttft=2s,tpot=50ms,percentile=p99; replaces what they say"
-    )
-    command.add_argument("--initial", metavar="POOLS", help="replicas at the start: tp4=2,tp8=1 (default: one replica)")
-    command.add_argument("--shapes", metavar="S", help="the only shapes to consider: tp4,tp8 (default: those worth it)")
-    command.add_argument("--max-gpus", metavar="N", type=int, help="most GPUs at once (default: the cluster's)")
-    command.add_argument("--start-time", metavar="T", help="seconds until a replica serves (default: estimated)")
     command.add_argument("--truth", metavar="F", type=float, default=1.0, help="real step times over predicted ones")
     command.add_argument("--prefix-hits", metavar="S", default="0%", help="share of prompt tokens found in cache")
-    command.add_argument("--precision", choices=sorted(PRECISIONS), help="serve the weights in this format")
-    command.add_argument("--kv-cache", choices=sorted(KV_BYTES), default="auto", help="format of the KV cache")
-    command.add_argument("--calibration", metavar="DIR", type=Path, help="use what `calibrate --out` wrote")
     command.add_argument("--seed", metavar="N", type=int, default=0, help="of start times (default 0)")
     command.add_argument("--out", metavar="R.json", type=Path, help="write everything here")
     command.add_argument("--json", action="store_true", help="print plain values instead of text")
@@ -93,12 +80,11 @@ def _simulate(arguments: argparse.Namespace, find_config: FindConfig) -> int:
 
 
 def _scenario(arguments: argparse.Namespace, find_config: FindConfig) -> Scenario:
-    shapes = tuple(map(Shape.parse, arguments.shapes.split(","))) if arguments.shapes else None
-    initial = _pools(arguments.initial) if arguments.initial else None
+    initial = initial_pools(arguments)
     site = site_of(
         model(arguments.model, arguments.precision, find_config),
         cluster(arguments.cluster),
-        shapes=shapes,
+        shapes=shapes(arguments),
         **calibrated(arguments.calibration),
         kv_bytes_per_element=KV_BYTES[arguments.kv_cache],
     )
@@ -112,22 +98,11 @@ def _scenario(arguments: argparse.Namespace, find_config: FindConfig) -> Scenari
         site=site,
         slo=slo(arguments),
         initial=pools_of({site.shapes[0]: 1}) if initial is None else initial,
-        max_gpus=gpus_of_cluster(site) if arguments.max_gpus is None else arguments.max_gpus,
-        times=times_of(site, measured_s=_starts(arguments, site)),
+        max_gpus=max_gpus(arguments, site),
+        times=times_of(site, measured_s=start_times_s(arguments, site)),
         truth=dict.fromkeys(site.shapes, arguments.truth),
         prefix_hit_rate=fraction(arguments.prefix_hits, field="--prefix-hits"),
     )
-
-
-def gpus_of_cluster(site: Site) -> int:
-    """All that the cluster has."""
-    return sum(node.gpus for node in site.cluster.nodes)
-
-
-def _starts(arguments: argparse.Namespace, site: Site) -> dict[Shape, float] | None:
-    if arguments.start_time is None:
-        return None
-    return dict.fromkeys(site.shapes, seconds(arguments.start_time, field="--start-time", unit="s"))
 
 
 def _split_slo(arguments: argparse.Namespace) -> None:
@@ -137,20 +112,6 @@ def _split_slo(arguments: argparse.Namespace) -> None:
         if name not in ("ttft", "tpot", "percentile") or not value:
             raise InputError(f"--slo: {part!r} is not accepted; give ttft=2s, tpot=50ms and percentile=p99 as needed.")
         setattr(arguments, name, value)
-
-
-def _pools(text: str) -> Pools:
-    """`tp4=2,tp8=1`."""
-    pools: dict[Shape, int] = {}
-    for part in text.split(","):
-        name, _, count = part.strip().partition("=")
-        if not count.isdecimal() or int(count) < 1:
-            raise InputError(f"--initial: {part!r} is not accepted; give a shape and how many replicas: tp4=2.")
-        shape = Shape.parse(name)
-        if shape in pools:
-            raise ShapeError(f"--initial: {shape} is given twice.")
-        pools[shape] = int(count)
-    return pools_of(pools)
 
 
 def as_text(result: Result) -> str:

@@ -6,12 +6,12 @@ arrivals at once, refused ones among them. Nothing of the trace is told before i
 
 import math
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from autoscaling.observation import Array, Blind, Demand, History, Observation, PoolLoad
+from autoscaling.observation import Array, Blind, Demand, History, Observation, PoolLoad, ReplicaLoad
 from autoscaling.observation import Fleet as FleetState
 from autoscaling.observing.dispersion import index_of_dispersion
 from autoscaling.simulation.fleet import Fleet
@@ -59,7 +59,7 @@ class Observer:
         steps = int(records.trace.duration_s // scenario.history_step_s) + 1
         arrived_in = (records.trace.arrivals_s // scenario.history_step_s).astype(int)
         self._requests = np.bincount(arrived_in, minlength=steps).astype(np.float64)
-        self._inputs, self._outputs = np.zeros(steps), np.zeros(steps)
+        self._answered, self._inputs, self._outputs = np.zeros(steps), np.zeros(steps), np.zeros(steps)
         self._loads: deque[tuple[float, dict[Shape, PoolLoad]]] = deque()
 
     def look(self, at_s: float, arrived: int) -> Observation | Blind:
@@ -105,6 +105,7 @@ class Observer:
         answers.tpot_s[new] = np.where(more > 0, (answers.ended_s[new] - first_s) / np.maximum(more, 1), 0.0)
         steps = (answers.ended_s[new] // self._scenario.history_step_s).astype(int)
         last = len(self._inputs) - 1
+        np.add.at(self._answered, np.minimum(steps, last), 1.0)
         np.add.at(self._inputs, np.minimum(steps, last), answers.inputs[new])
         np.add.at(self._outputs, np.minimum(steps, last), answers.outputs[new])
 
@@ -141,31 +142,40 @@ class Observer:
     def _history(self, seen_s: float) -> History:
         step_s = self._scenario.history_step_s
         steps = int(seen_s // step_s)
-        requests, inputs, outputs = (row[:steps] / step_s for row in (self._requests, self._inputs, self._outputs))
+        rows = (self._requests, self._answered, self._inputs, self._outputs)
+        requests, answered, inputs, outputs = (row[:steps] / step_s for row in rows)
         return History(
             step_s=step_s,
             end_s=steps * step_s,
             requests_per_s=requests,
+            answered_per_s=answered,
             input_tokens_per_s=inputs,
             output_tokens_per_s=outputs,
         )
 
     def _loads_now(self) -> dict[Shape, PoolLoad]:
         """Gauges of every pool that serves."""
-        by_shape: dict[Shape, list[tuple[int, int, float]]] = {}
+        by_shape: dict[Shape, list[ReplicaLoad]] = {}
         for unit in self._fleet.serving:
             replica = unit.replica
             waiting = len(replica.waiting) + len(replica.coming)
             used = 1 - replica.free_tokens / (replica.room_tokens * replica.table.ranks)
-            by_shape.setdefault(unit.shape, []).append((replica.outstanding - waiting, waiting, used))
+            load = ReplicaLoad(
+                replica=f"{unit.shape}-{unit.number}",
+                running=float(replica.outstanding - waiting),
+                waiting=float(waiting),
+                kv_usage=min(1.0, max(0.0, used)),
+            )
+            by_shape.setdefault(unit.shape, []).append(load)
         return {
             shape: PoolLoad(
                 shape=shape,
                 replicas=len(each),
-                running=float(sum(running for running, _, _ in each)),
-                waiting=float(sum(waiting for _, waiting, _ in each)),
-                kv_usage=min(1.0, max(0.0, sum(used for _, _, used in each) / len(each))),
+                running=sum(one.running for one in each),
+                waiting=sum(one.waiting for one in each),
+                kv_usage=sum(one.kv_usage for one in each) / len(each),
                 requests_per_s=0.0,
+                each=tuple(each),
             )
             for shape, each in by_shape.items()
         }
@@ -179,12 +189,8 @@ class Observer:
             numbers = [number for number, other in enumerate(shapes) if other == shape]
             of_pool = np.isin(answers.units[seen], numbers)
             found.append(
-                PoolLoad(
-                    shape=shape,
-                    replicas=load.replicas,
-                    running=load.running,
-                    waiting=load.waiting,
-                    kv_usage=load.kv_usage,
+                replace(
+                    load,
                     requests_per_s=float(np.count_nonzero(np.isin(units, numbers))) / window_s,
                     ttft_s=at_percentile(answers.ttft_s[seen][of_pool], percentile),
                     tpot_s=at_percentile(answers.tpot_s[seen][of_pool], percentile),

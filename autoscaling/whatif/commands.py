@@ -10,8 +10,9 @@ from typing import Any
 
 from autoscaling.capacity.site import Site, site_of
 from autoscaling.capacity.times import times_of
-from autoscaling.observation import Pools, gpus_of, pools_of, spelled
+from autoscaling.observation import gpus_of, pools_of, spelled
 from autoscaling.observing.prometheus import Prometheus
+from autoscaling.simulation.fleet_options import add_fleet_options, initial_pools, max_gpus, shapes, start_times_s
 from autoscaling.simulation.oracles.scripted import Steps
 from autoscaling.simulation.policies import POLICIES
 from autoscaling.simulation.progress import progress
@@ -24,7 +25,7 @@ from autoscaling.whatif.replay import DEFAULT, replayed
 from autoscaling.whatif.report_html import page
 from autoscaling.whatif.study import Study
 from autoscaling.whatif.verdict import verdict
-from placement import Shape, ShapeError
+from placement import Shape
 from placement.given import (
     ERRORS,
     KV_BYTES,
@@ -35,7 +36,6 @@ from placement.given import (
     model,
     slo,
 )
-from placement.models.quantisation import PRECISIONS
 from placement.quantities import fraction, seconds
 from placement.shown import check_writable, write
 
@@ -73,24 +73,10 @@ def add_commands(commands: Any, find_config: FindConfig, now: Callable[[], float
     command.add_argument("--password-file", metavar="FILE", type=Path, help="a file with the password of --user")
     command.add_argument("--ca-file", metavar="FILE", type=Path, help="certificate authorities to trust for it")
     command.add_argument("--prefix-hits", metavar="S", help="share of prompt tokens found in cache (default: measured)")
-    _add_scenario(command)
+    command.add_argument("--source", required=True, metavar="M", help="a hub id, a config.json, or where one is")
+    add_fleet_options(command, first="what ran, else one replica")
     _add_output(command)
     command.set_defaults(run=lambda arguments: _guarded(lambda: _whatif(arguments, find_config, now())))
-
-
-def _add_scenario(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--source", required=True, metavar="M", help="a hub id, a config.json, or where one is")
-    command.add_argument("--cluster", required=True, metavar="C", help="'4x dgx-h100', or a YAML or JSON file")
-    command.add_argument("--ttft", metavar="T", help="slowest first token: 2s")
-    command.add_argument("--tpot", metavar="T", help="slowest further token: 50ms")
-    command.add_argument("--percentile", metavar="P", default="p99", help="share that meets it (default p99)")
-    command.add_argument("--initial", metavar="POOLS", help="what runs at the start: tp4=2,tp8=1 (default: what ran)")
-    command.add_argument("--shapes", metavar="S", help="the only shapes to consider: tp4,tp8 (default: those worth it)")
-    command.add_argument("--max-gpus", metavar="N", type=int, help="most GPUs at once (default: the cluster's)")
-    command.add_argument("--start-time", metavar="T", help="seconds until a replica serves (default: estimated)")
-    command.add_argument("--precision", choices=sorted(PRECISIONS), help="serve the weights in this format")
-    command.add_argument("--kv-cache", choices=sorted(KV_BYTES), default="auto", help="format of the KV cache")
-    command.add_argument("--calibration", metavar="DIR", type=Path, help="use what `calibrate --out` wrote")
 
 
 def _add_output(command: argparse.ArgumentParser) -> None:
@@ -206,53 +192,37 @@ def _site(arguments: argparse.Namespace, find_config: FindConfig, ran: Steps) ->
     """Of the shapes asked for, else those worth a look; those that ran, or run at the start, are always among them."""
     spec, hardware = model(arguments.source, arguments.precision, find_config), cluster(arguments.cluster)
 
-    def site(shapes: Sequence[Shape] | None) -> Site:
+    def site(considered: Sequence[Shape] | None) -> Site:
         return site_of(
             spec,
             hardware,
-            shapes=shapes,
+            shapes=considered,
             **calibrated(arguments.calibration),
             kv_bytes_per_element=KV_BYTES[arguments.kv_cache],
         )
 
-    found = site(tuple(map(Shape.parse, arguments.shapes.split(","))) if arguments.shapes else None)
-    needed = {shape for _, pools in ran for shape in pools} | set(_initial(arguments) or ())
+    found = site(shapes(arguments))
+    needed = {shape for _, pools in ran for shape in pools} | set(initial_pools(arguments) or ())
     return found if needed <= set(found.shapes) else site((*found.shapes, *sorted(needed, key=str)))
 
 
 def _scenario(arguments: argparse.Namespace, site: Site, past: Past | None, ran: Steps) -> Scenario:
-    there = sum(node.gpus for node in site.cluster.nodes)
-    start_s = arguments.start_time and seconds(arguments.start_time, field="--start-time", unit="s")
     hits = 0.0 if past is None else past.prefix_hit_rate
     most = max([0, *(gpus_of(pools) for _, pools in ran)])
-    max_gpus = there if arguments.max_gpus is None else arguments.max_gpus
-    if most > max_gpus:
+    allowed = max_gpus(arguments, site)
+    if most > allowed:
         limit = "--max-gpus" if arguments.max_gpus is not None else "--cluster"
-        raise InputError(f"{limit} has {max_gpus} GPUs; the history has targets of {most}. Give the GPUs it ran on.")
+        raise InputError(f"{limit} has {allowed} GPUs; the history has targets of {most}. Give the GPUs it ran on.")
     return Scenario(
         site=site,
         slo=slo(arguments),
-        initial=_initial(arguments) or (ran[0][1] if ran else pools_of({site.shapes[0]: 1})),
-        max_gpus=max_gpus,
-        times=times_of(site, measured_s=dict.fromkeys(site.shapes, start_s) if start_s else None),
+        initial=initial_pools(arguments) or (ran[0][1] if ran else pools_of({site.shapes[0]: 1})),
+        max_gpus=allowed,
+        times=times_of(site, measured_s=start_times_s(arguments, site)),
         prefix_hit_rate=hits
         if arguments.prefix_hits is None
         else fraction(arguments.prefix_hits, field="--prefix-hits"),
     )
-
-
-def _initial(arguments: argparse.Namespace) -> Pools | None:
-    """`tp4=2,tp8=1`."""
-    pools: dict[Shape, int] = {}
-    for part in arguments.initial.split(",") if arguments.initial else ():
-        name, _, count = part.strip().partition("=")
-        if not count.isdecimal() or int(count) < 1:
-            raise InputError(f"--initial: {part!r} is not accepted; give a shape and how many replicas: tp4=2.")
-        shape = Shape.parse(name)
-        if shape in pools:
-            raise ShapeError(f"--initial: {shape} is given twice.")
-        pools[shape] = int(count)
-    return pools_of(pools) or None
 
 
 def _notes(arguments: argparse.Namespace, scenario: Scenario, past: Past | None, ran: Steps) -> tuple[str, ...]:

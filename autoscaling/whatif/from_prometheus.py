@@ -118,6 +118,7 @@ def _first(history: History, steps: int) -> History:
         step_s=history.step_s,
         end_s=history.end_s - left * history.step_s,
         requests_per_s=history.requests_per_s[:steps],
+        answered_per_s=history.answered_per_s[:steps],
         input_tokens_per_s=history.input_tokens_per_s[:steps],
         output_tokens_per_s=history.output_tokens_per_s[:steps],
     )

@@ -2,11 +2,12 @@
 
 Tokens are paid afterwards: a request takes what its body suggests, and gives back or adds what it has really used when
 that is known. So a bucket may be overdrawn, by what the requests of one moment use, and then stays closed until it is
-filled again. Each ingress counts for itself.
+filled again. A prompt counts once, as in the `usage` of the answer, however many choices there are of it. Each ingress
+counts for itself.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
@@ -69,6 +70,16 @@ class Charge:
     reserved_tokens: float
     now_s: Callable[[], float]
     used_tokens: int = field(default=0)
+    prompts: dict[int, Sequence[int]] = field(default_factory=dict)  # kept, so that no other gets the id of one
+
+    def use_prompt(self, token_ids: Sequence[int]) -> None:
+        """Count a prompt; once for all its choices, which share one sequence (vLLM copies the request).
+
+        So do the metrics of the key (`Journey.input_tokens`).
+        """
+        if id(token_ids) not in self.prompts:
+            self.prompts[id(token_ids)] = token_ids
+            self.use(len(token_ids))
 
     def use(self, tokens: int) -> None:
         """Count tokens that were really computed, whenever that is known."""

@@ -5,7 +5,7 @@ from typing import Annotated, Self
 from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema, field_validator, model_validator
 
 from deployments.config_section import Section
-from placement.promised import promised_latency_s, promised_share
+from placement.promised import USUAL_SHARE, promised_latency_s, promised_share
 
 # A configuration is written out and read again on its way (cli.py), hence the serializer.
 Latency = Annotated[
@@ -48,7 +48,7 @@ class TelemetryConfig(Section):
         default=0.05, gt=0, description="Seconds for each token after the first that it may take, on average."
     )
     percentile: Share = Field(
-        default=0.99, description="Share of the requests that keep both, which alerts go by: p99, 99% or 0.99."
+        default=USUAL_SHARE, description="Share of the requests that keep both, which alerts go by: p99, 99% or 0.99."
     )
     request_log: bool = Field(
         default=False,

@@ -22,6 +22,7 @@ from placement.cost.prediction import Load, Prediction, Question, factors_for, p
 from placement.cost.serving import Demand, with_running
 from placement.cost.step import Step, overhead_s, reading, step
 from placement.cost.work import Array, stack
+from placement.fields import FieldError
 from placement.models.memory import STEP_TOKENS
 from placement.scaling.curve import WAYS, Curve, Point, Turn, Way
 from placement.scaling.turns import turns, with_gains
@@ -31,7 +32,7 @@ _USUAL_RUNNING = 32.0  # where neither the caller nor the workload says
 _MS = 1e3
 
 
-class ScalingError(ValueError):
+class ScalingError(FieldError):
     """A sweep that cannot be made. The message names the argument, the value and what is accepted."""
 
 
@@ -82,11 +83,11 @@ def _curve(way: Way, points: Sequence[Point], running: float, threshold: float) 
 
 def _check(region: Region, max_gpus: int, running: float, threshold: float) -> None:
     if not 1 <= max_gpus <= region.gpus:
-        raise ScalingError(f"max_gpus is {max_gpus}; it must be from 1 to {region.gpus}, the GPUs of the region.")
+        raise ScalingError(f"is {max_gpus}; it must be from 1 to {region.gpus}, the GPUs of the region.", "max_gpus")
     if not (math.isfinite(running) and running >= 1):
-        raise ScalingError(f"running is {running}; it must be at least 1 and finite.")
+        raise ScalingError(f"is {running}; it must be at least 1 and finite.", "running")
     if not 0 < threshold < 1:
-        raise ScalingError(f"threshold is {threshold}; it must be above 0 and below 1.")
+        raise ScalingError(f"is {threshold}; it must be above 0 and below 1.", "threshold")
 
 
 def _shapes(way: Way, question: Question, region: Region, max_gpus: int) -> list[Shape]:

@@ -33,6 +33,7 @@ def _history(requests, step_s: float = 60.0, input_tokens: float = 500.0, output
         step_s=step_s,
         end_s=1e9,
         requests_per_s=rates,
+        answered_per_s=rates,
         input_tokens_per_s=rates * input_tokens,
         output_tokens_per_s=rates * output_tokens,
     )

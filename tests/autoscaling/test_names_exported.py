@@ -13,7 +13,7 @@ from deployments.metrics.ingress_series import IngressSeries
 
 OURS = [query for query in ALL if query.metric.startswith("archipelago_")]
 VLLMS = [query for query in ALL if query.metric.startswith("vllm:")]
-_SUFFIX = re.compile(r"_(total|bucket|sum)$")
+_SUFFIX = re.compile(r"_(total|bucket|sum|count)$")
 
 
 def labels(query: Query) -> set[str]:

@@ -20,7 +20,8 @@ def steady(since_s: float = 0.0) -> Answers:
     def after(value: float):  # type: ignore[no-untyped-def]
         return lambda at_s: value if at_s > since_s else None
 
-    return Answers(points={"arrivals": after(2.0), "input_tokens": after(600.0), "output_tokens": after(100.0)})
+    values = {"arrivals": 2.0, "answered": 1.9, "input_sum": 600.0, "output_sum": 100.0}
+    return Answers(points={name: after(value) for name, value in values.items()})
 
 
 def known(ask: Answers | Prometheus, **given: object) -> History:
@@ -58,7 +59,7 @@ def test_with_an_earlier_answer_only_what_is_new_is_asked_for() -> None:
     found = known(ask, length_s=3600.0, known=before)
     whole = known(steady(), length_s=3600.0)
     assert [(span.start_s, span.end_s) for span in ask.asked] == [(5_999_760.0, 6_000_000.0)]  # type: ignore[union-attr]
-    for name in ("requests_per_s", "input_tokens_per_s", "output_tokens_per_s"):
+    for name in ("requests_per_s", "answered_per_s", "input_tokens_per_s", "output_tokens_per_s"):
         np.testing.assert_array_equal(getattr(found, name), getattr(whole, name))
     assert found.end_s == whole.end_s
 
@@ -78,7 +79,7 @@ def test_a_step_without_a_sample_is_not_a_number_and_one_without_requests_has_no
     ask = Answers(
         points={
             "arrivals": lambda at_s: {quiet: 0.0, lost: None}.get(at_s, 1.0),
-            "input_tokens": lambda at_s: None if at_s in (quiet, lost) else math.inf,
+            "input_sum": lambda at_s: None if at_s in (quiet, lost) else math.inf,
         }
     )
     found = known(ask, length_s=240.0)
@@ -123,6 +124,7 @@ def test_two_weeks_out_of_a_real_prometheus(past_url: str) -> None:
     near = np.array([any(is_missing(end_s + off) for off in (-120, 0, 120)) for end_s in ends])
     true = np.array([old_rate(end_s) for end_s in ends])
     np.testing.assert_allclose(found.requests_per_s[~near], true[~near], rtol=0.01)
+    np.testing.assert_allclose(found.answered_per_s[~near], 0.9 * true[~near], rtol=0.01)
     np.testing.assert_allclose(found.input_tokens_per_s[~near], 300 * true[~near], rtol=0.01)
     np.testing.assert_allclose(found.output_tokens_per_s[~near], 50 * true[~near], rtol=0.01)
 

@@ -115,11 +115,34 @@ class TestWhatIsPlannedFor:
         assert longest(512, 4096) == 4096
         assert longest(512, 560) < 540
 
+    @pytest.mark.parametrize(("input_tokens", "longest"), [(8000, 8000), (10_000, 10_000)])
+    def test_a_queue_that_is_worked_off_is_not_taken_for_longer_requests(self, input_tokens, longest):
+        """2 requests/s arrive throughout; for two minutes none is answered, for two twice as many."""
+        answered = np.array([2.0] * 6 + [0.0] * 2 + [4.0] * 2 + [2.0] * 6)
+        inputs = np.where(answered > 2, input_tokens, 8000) * answered
+        past = History(
+            step_s=60,
+            end_s=1e4,
+            requests_per_s=np.full(16, 2.0),
+            answered_per_s=answered,
+            input_tokens_per_s=inputs,
+            output_tokens_per_s=200 * answered,
+        )
+        remembered = [one.demand for one in plan(2, past=past, tokens=8000).lasting]
+        assert max(one.input_tokens.mean_tokens for one in remembered) == longest
+        assert max(one.output_tokens.mean_tokens for one in remembered) == 200
+        assert max(one.requests_per_s for one in remembered) == 2
+
     def test_gaps_are_not_taken_for_quiet(self):
         gaps = np.full(10, np.nan)
         gaps[-2:] = 13.0
         past = History(
-            step_s=60, end_s=1e4, requests_per_s=gaps, input_tokens_per_s=gaps * 512, output_tokens_per_s=gaps * 128
+            step_s=60,
+            end_s=1e4,
+            requests_per_s=gaps,
+            answered_per_s=gaps,
+            input_tokens_per_s=gaps * 512,
+            output_tokens_per_s=gaps * 128,
         )
         assert plan(13, past=past).recent_s == 120
 
@@ -127,7 +150,12 @@ class TestWhatIsPlannedFor:
     def test_nothing_known_of_the_past_leaves_what_is_seen(self, steps):
         nothing = np.full(steps, np.nan)
         past = History(
-            step_s=60, end_s=1e4, requests_per_s=nothing, input_tokens_per_s=nothing, output_tokens_per_s=nothing
+            step_s=60,
+            end_s=1e4,
+            requests_per_s=nothing,
+            answered_per_s=nothing,
+            input_tokens_per_s=nothing,
+            output_tokens_per_s=nothing,
         )
         found = plan(13, past=past, forecast=True)
         assert [one.demand.requests_per_s for one in found.need] == [13]

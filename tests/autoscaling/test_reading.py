@@ -27,6 +27,12 @@ def test_a_busy_fleet() -> None:
     narrow = found.pools[0]
     assert narrow.kv_usage == pytest.approx(0.2)
     assert narrow.preemptions_per_s == 0
+    assert [(one.replica, one.running, one.waiting, one.kv_usage) for one in narrow.each] == [
+        ("a", 2, 0, 0.1),
+        ("b", 4, 1, 0.3),
+        ("c", 3, 0, 0.2),
+    ]
+    assert found.queue_s == 0.5
 
 
 def test_an_idle_fleet_has_no_demand_and_is_not_missing() -> None:
@@ -34,7 +40,7 @@ def test_an_idle_fleet_has_no_demand_and_is_not_missing() -> None:
     found = seen(Answers(values=IDLE))
     assert found.demand.requests_per_s == 0
     assert found.demand.input_tokens == UNKNOWN.input_tokens
-    assert (found.ttft_s, found.tpot_s, found.attainment) == (None, None, None)
+    assert (found.ttft_s, found.tpot_s, found.queue_s, found.attainment) == (None, None, None, None)
     assert [(pool.running, pool.ttft_s, pool.requests_per_s) for pool in found.pools] == [(0, None, 0)] * 2
 
 

@@ -14,7 +14,7 @@ from prometheus_builders import Scraped, until
 from prometheus_traffic import STEADY
 from reading_builders import TP2, TP4
 
-from autoscaling.observation import Blind, Fleet, Observation
+from autoscaling.observation import Blind, Fleet, Observation, ReplicaLoad
 from autoscaling.observing import queries
 from autoscaling.observing.prometheus import Prometheus
 from autoscaling.observing.queries import Moment
@@ -74,10 +74,16 @@ def test_what_was_put_in_comes_out(scraped: Scraped) -> None:
     # One in ten is slow, so the 90th percentile is the upper bound of the bucket of the others.
     assert found.ttft_s is not None
     assert 0.24 < found.ttft_s <= 1.2  # or a little into that of the slow ones
+    # Seven in ten did not wait, and the others are in the bucket (0.5, 1].
+    assert found.queue_s == pytest.approx(0.5 + 0.5 * 2 / 3, rel=0.05)
     assert found.attainment == pytest.approx(0.9 * 0.9 * 0.8, rel=0.05)
     narrow, wide = found.pools
     assert (narrow.shape, narrow.running, narrow.waiting) == (TP2, 10, 1)
     assert narrow.kv_usage == pytest.approx(0.3)
+    assert narrow.each == (
+        ReplicaLoad(replica="a", running=4, waiting=1, kv_usage=0.2),
+        ReplicaLoad(replica="b", running=6, waiting=0, kv_usage=0.4),
+    )
     assert (wide.shape, wide.running, wide.waiting, wide.kv_usage) == (TP4, 2, 0, 0.9)
     assert narrow.requests_per_s == pytest.approx(32, rel=0.05)
     assert wide.requests_per_s == pytest.approx(8, rel=0.05)

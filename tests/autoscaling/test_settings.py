@@ -72,7 +72,7 @@ def test_only_a_model_with_its_source_and_slo_is_needed_and_nothing_is_changed_b
     settings = parse_settings(LEAST)
     assert settings.mode == "advise"
     rules = rules_of(settings.models[0])
-    assert rules.slo == Slo(ttft_s=0.5, tpot_s=0.04, percentile=0.95)
+    assert rules.slo == Slo(ttft_s=0.5, tpot_s=0.04, percentile=0.99)
     assert (rules.repartition, rules.max_gpus, rules.windows, rules.shapes) == (True, None, (), ())
 
 

@@ -81,7 +81,7 @@ def test_a_shorter_history_than_asked_for_is_told() -> None:
         (answering(values={"arrivals": {}}, models=("llama", "qwen")), "'m'.*it has llama, qwen"),
         (answering(values={"arrivals": {}}), "it has no model at all"),
         (answering(values={"arrivals": {"": 0.0}}), "had no request in the last 2 h"),
-        (answering(values={"input_tokens": {}}), "100% of the history is missing"),
+        (answering(values={"input_sum": {}}), "100% of the history is missing"),
     ],
 )
 def test_what_cannot_be_replayed_is_said(ask: Ask, message: str) -> None:

@@ -58,7 +58,8 @@ class Trace:
         for end in range(self.start, len(self.rates[0]) - following + 1, self.stride):
             past = dict(zip(_SERIES, (each[:end] for each in self.rates), strict=True))
             truth = [each[end : end + following].reshape(-1, minute).mean(axis=1) for each in self.rates]
-            yield History(step_s=self.step_s, end_s=end * self.step_s, **past), truth
+            answered = past["requests_per_s"]
+            yield History(step_s=self.step_s, end_s=end * self.step_s, answered_per_s=answered, **past), truth
 
 
 def main(directory: Path) -> None:

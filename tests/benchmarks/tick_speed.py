@@ -97,6 +97,7 @@ def _history(generator: np.random.Generator, like: Demand) -> History:
         step_s=_STEP_S,
         end_s=_TWO_WEEKS * _STEP_S,
         requests_per_s=rates,
+        answered_per_s=rates,
         input_tokens_per_s=rates * like.input_tokens.mean_tokens,
         output_tokens_per_s=rates * like.output_tokens.mean_tokens,
     )

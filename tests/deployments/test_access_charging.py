@@ -1,12 +1,14 @@
 """A request's tokens reach the key that asked for it, from wherever they are computed."""
 
 import asyncio
+from copy import copy
 from typing import Any
 
 from access_builders import Hands, made_key
 from link_builders import Fleet, member, run, settled
 from vllm import SamplingParams
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest, FinishReason
+from vllm.v1.engine.parallel_sampling import ParentRequest
 from vllm.v1.metrics.stats import SchedulerStats
 from vllm.v1.serial_utils import MsgpackEncoder
 
@@ -27,6 +29,16 @@ def engine_request(name: str, prompt_tokens: int) -> EngineCoreRequest:
         cache_salt=None,
         data_parallel_rank=None,
     )
+
+
+def choices(request: EngineCoreRequest, count: int) -> list[EngineCoreRequest]:
+    """As AsyncLLM asks for several (vllm/v1/engine/async_llm.py, add_request)."""
+    assert request.sampling_params is not None
+    request.sampling_params.n, request.external_req_id = count, request.request_id
+    parent, children = ParentRequest(request), [copy(request) for _ in range(count)]
+    for index, child in enumerate(children):
+        child.request_id, child.sampling_params = parent.get_child_info(index)
+    return children
 
 
 def admitted() -> Charge:
@@ -62,6 +74,27 @@ def test_prompt_and_answer_are_charged_as_they_are_computed_on_whatever_replica(
         await settled()
         await step(core, fleet, "b", "r1~1", 5, finish_reason=FinishReason.LENGTH)
         assert charge.used_tokens == 14
+
+    run(scenario, "a")
+
+
+def test_a_prompt_is_charged_once_however_many_choices_it_has() -> None:
+    """As the answer says (`usage.prompt_tokens`): ten answers to a long question do not ask it ten times."""
+    charge = admitted()
+
+    async def scenario(fleet: Fleet) -> None:
+        core = FleetCore(fleet.link, fleet.traffic, speculative=False)
+        token = current_charge.set(charge)
+        for child in choices(engine_request("r1", 100), 3):
+            await core.add_request_async(child)
+        assert charge.used_tokens == 100
+        for child in choices(engine_request("r2", 100), 2):  # another prompt of the same request, though of equal text
+            await core.add_request_async(child)
+        current_charge.reset(token)
+        assert charge.used_tokens == 200
+        await step(core, fleet, "a", "0_r1", 7, 8)
+        await step(core, fleet, "a", "2_r1", 9)
+        assert charge.used_tokens == 203
 
     run(scenario, "a")
 

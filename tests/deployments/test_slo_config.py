@@ -9,9 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoscaling.settings.settings import ModelSettings
+from deployments.cli import parser
 from deployments.config import Config, parse_config
 from deployments.config_messages import ConfigError
 from deployments.configured_model import fleet_plan
+from loadtests.scenario import Slo as LoadSlo
+from placement.quantities import percentile as share
 
 
 def parsed(slo: Any, **sections: Any) -> Config:
@@ -87,8 +90,21 @@ def test_what_the_autoscaler_takes_is_taken_and_means_the_same(slo: dict[str, An
     """An operator copies the section from one file to the other."""
     theirs = ModelSettings.model_validate({"model": "m", "source": "s", "slo": slo}).slo
     ttft_s, tpot_s, percentile = promised(slo)
-    assert (ttft_s, tpot_s) == (theirs.ttft or 2.0, theirs.tpot or 0.05)
-    assert percentile == (theirs.percentile if "percentile" in slo else 0.99)
+    assert (ttft_s, tpot_s, percentile) == (theirs.ttft or 2.0, theirs.tpot or 0.05, theirs.percentile)
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["simulate", "--trace", "t.csv", "--cluster", "c", "--model", "m", "--policy", "static"],
+        ["whatif", "--trace", "t.csv", "--cluster", "c", "--source", "m", "--out", "r.html"],
+    ],
+    ids=lambda argv: argv[0],
+)
+def test_a_fleet_is_simulated_and_tested_for_as_many_requests_as_it_is_served_for(argv: list[str]) -> None:
+    served = parse_config("models: [{source: tiny-llama}]").telemetry.percentile
+    assert share(parser().parse_args(argv).percentile) == served
+    assert LoadSlo().percentile / 100 == served
 
 
 @given(slo=slos)

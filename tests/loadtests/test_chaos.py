@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from loadtests.chaos import Actor, Chaos
+from loadtests.control import ControlError, gpus_by_shape
 from loadtests.records import RunEvent
 from loadtests.scenario import Control, Event
 
@@ -150,6 +151,12 @@ def test_a_control_api_that_is_not_there_is_a_failure_of_the_event() -> None:
     )
     assert {(line.kind, line.outcome) for line in lines} == {("repartition", "failed"), ("control", "failed")}
     assert all("http://127.0.0.1:1" in str(line.detail) for line in lines)
+
+
+@pytest.mark.parametrize("answer", [{}, {"data": []}, {"replicas": None}, {"replicas": [3]}, {"replicas": [{}]}])
+def test_what_is_no_fleet_is_told_and_ends_no_run(answer: dict[str, Any]) -> None:
+    with pytest.raises(ControlError, match="the answer is no fleet"):
+        gpus_by_shape(answer)
 
 
 def test_gpus_by_shape_are_told_when_they_change_and_only_then() -> None:

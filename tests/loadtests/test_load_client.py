@@ -119,6 +119,9 @@ def test_a_chat_that_begins_with_its_role_has_not_answered_yet() -> None:
 GOOD = [token("a", 7), token("b", 8, reason="length")]
 ERROR = {"error": {"message": "the engine died", "code": 500}}
 BODY = json.dumps(ERROR).encode()
+DEEP = b"data: " + b"[" * 100_000 + b"\n\n"
+ENDLESS_USAGE = chunk(b'data: {"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 1e999}}\n\n')
+SECOND_CHOICE = event({"choices": [{"index": 1, "text": "a", "token_ids": []}]})
 BAD: list[tuple[str, list[Piece], str, str]] = [
     ("too busy", http("429 Too Many Requests", BODY), "refused", "the engine died"),
     ("nobody ready", http("503 Service Unavailable", b"wait"), "refused", "wait"),
@@ -145,6 +148,14 @@ BAD: list[tuple[str, list[Piece], str, str]] = [
     ("no JSON", [HEAD, chunk(b"data: {oops\n\n"), *GOOD, *END], "garbage", "oops"),
     ("a number", [HEAD, chunk(b"data: 7\n\n"), *END], "garbage", "no part of a completion"),
     ("choices of another kind", [HEAD, event({"choices": [3]}), *END], "garbage", "no part of a completion"),
+    ("deeper than JSON is read", [HEAD, chunk(DEEP), *GOOD, *END], "garbage", "not JSON"),
+    ("an error body as deep", http("500 Internal Server Error", b"[" * 100_000), "http-error", "HTTP 500: [["),
+    ("a page as deep", http("200 OK", b"[" * 100_000), "garbage", "not a stream of events"),
+    ("text of another kind", [HEAD, event({"choices": [{"text": ["a"]}]}), *END], "garbage", "no part of a completion"),
+    ("endless usage", [HEAD, *GOOD, ENDLESS_USAGE, *END], "garbage", "1e999"),
+    ("less than no tokens", [HEAD, *GOOD, usage(3, -2), chunk(DONE), LAST_CHUNK], "garbage", "-2"),
+    ("two answers", [HEAD, SECOND_CHOICE, *GOOD, *END], "gap-or-repeat", "a second choice"),
+    ("an event that does not end", [HEAD, chunk(b'data: {"choices":\ndata: [\n'), *END], "garbage", "not JSON"),
     (
         "usage of another kind",
         [HEAD, *GOOD, event({"choices": [], "usage": {"prompt_tokens": "x"}})],
@@ -163,10 +174,32 @@ BAD: list[tuple[str, list[Piece], str, str]] = [
 
 @pytest.mark.parametrize(("script", "outcome", "detail"), [pytest.param(*rest, id=name) for name, *rest in BAD])
 def test_whatever_goes_wrong_has_a_name_and_a_reason(script: list[Piece], outcome: str, detail: str) -> None:
-    record = sent(script)
+    record = sent(script, greedy=True)
     assert record.outcome == outcome
     assert detail in str(record.detail)
     assert len(str(record.detail)) <= 400
+
+
+def _lines(*lines: bytes) -> bytes:
+    return chunk(b"".join(line + b"\r\n" for line in (*lines, b"")))
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        pytest.param([_lines(b": ping"), _lines(b"event: x", b"id: 1", b"retry: 9"), *GOOD], id="comments"),
+        pytest.param([_lines(b'data:{"choices": [{"text": "a", "token_ids": [7]}]}'), GOOD[1]], id="no space, CRLF"),
+        pytest.param(
+            [_lines(b'data: {"choices":', b'data: [{"text": "a", "token_ids": [7]}]}'), GOOD[1]], id="two lines of data"
+        ),
+        pytest.param([event({"choices": []}), *GOOD], id="no choices yet"),
+        pytest.param([event({"choices": [{"text": "a", "token_ids": [7]}], "usage": None}), GOOD[1]], id="usage null"),
+        pytest.param([event({"choices": [{"text": "a", "token_ids": [7]}], "error": None}), GOOD[1]], id="error null"),
+    ],
+)
+def test_what_event_streams_may_hold_is_no_damage(script: list[Piece]) -> None:
+    record = sent([HEAD, *script, *END])
+    assert (record.outcome, record.detail, record.events) == ("ok", None, 2)
 
 
 def test_a_character_cut_between_two_packets_does_no_harm() -> None:

@@ -12,7 +12,7 @@ import pytest
 from record_builders import SLO, columns, document, record, refused, served, written
 
 from loadtests.records import RecordsError, RunEvent
-from loadtests.report import ResultError, read_result, requests_in, write_report
+from loadtests.report import KEYS, ResultError, read_result, requests_in, write_report
 from loadtests.report_html import headline, page, verdict
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -58,7 +58,8 @@ def test_the_keys_of_the_document_stay() -> None:
     """Programs read these; a change of meaning needs a new version."""
     result = document([record(class_name="chat", replica="tiny-tp2-0")])
     assert (result["format"], result["version"]) == ("archipelago load result", 1)
-    assert set(result) == {
+    assert set(result) == set(KEYS)
+    assert set(KEYS) == {
         *("format", "version", "run", "loop", "slo", "schedule_sha", "span_s", "valid", "invalid", "slo_met", "all"),
         *("outcomes", "lag_s", "by_class", "by_input_quartile", "by_shape", "by_replica", "by_minute", "over_time"),
         *("events", "requests"),
@@ -76,6 +77,7 @@ def test_the_keys_of_the_document_stay() -> None:
         ("[]", "is not the result of a load test"),
         ('{"format": "other"}', "is not the result of a load test"),
         ('{"format": "archipelago load result", "version": 99}', "has version 99; this program reads 1"),
+        ('{"format": "archipelago load result", "version": 1}', "lacks run, loop, .*, requests; write it anew"),
     ],
 )
 def test_another_file_is_not_taken_for_a_result(tmp_path: Path, text: str, message: str) -> None:

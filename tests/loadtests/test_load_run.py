@@ -100,13 +100,32 @@ def test_nobody_there_is_one_clear_line(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 @pytest.mark.parametrize(
+    ("key", "words"), [(None, "it needs an API key: name"), ("wrong", "the key in KEY_OF_TEST is not accepted: name")]
+)
+def test_a_key_that_is_asked_for_is_told_before_anything_is_sent(key: str | None, words: str, tmp_path: Path) -> None:
+    named = {"api_key_env": "KEY_OF_TEST"} if key else {}
+    body = b'{"error": "Unauthorized"}'
+    answer = b"HTTP/1.1 401 Unauthorized\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+    with serving(obliging, models=answer) as server, pytest.raises(LoadError, match=words) as told:
+        run(scenario(server.url, model="m", **named), tmp_path, {"KEY_OF_TEST": key} if key else {})
+    assert "HTTP 401: Unauthorized" in str(told.value)
+    assert server.bodies == []
+
+
+@pytest.mark.parametrize(
     ("options", "words"),
     [
         (["no-such"], ["no-such", "smoke"]),
         (["smoke", "--duration", "-3"], ["archipelago: --duration: -3"]),
-        (["smoke", "--workers", "0"], ["workers", "0"]),
+        (["smoke", "--workers", "0", "--seed", "-1"], ["archipelago: --workers: 0", "\n--seed: -1 is not accepted"]),
         (["smoke", "--url", "localhost:8000"], ["archipelago: --url: 'localhost:8000'", "http://"]),
+        (["smoke", "--url", "seed --duration_s"], ["archipelago: --url: 'seed --duration_s' is not accepted"]),
+        (["smoke", "--control", "ftp://x"], ["archipelago: --control: 'ftp://x'", "http://"]),
         (["smoke", "--reference", "nowhere.jsonl"], ["nowhere.jsonl"]),
+        (
+            ["spike", "--reference", "ref.jsonl"],
+            ["archipelago: --reference: '", "/ref.jsonl' is not", "greedy: true in the"],
+        ),
         (["smoke", "--ui", "99999"], ["archipelago: --ui: nothing can listen on 99999"]),
     ],
 )
@@ -214,8 +233,9 @@ def test_a_text_that_is_not_that_of_the_reference_is_a_failure(tmp_path: Path) -
     reference = {each.id: record(each.id, each.at_s) for each in requests[1:]}
     reference[2] = replace(reference[2], text_sha="bb")
     reference[3] = replace(reference[3], text_sha="bb", outcome="cut")
-    _, records = merged(given, folder, requests, reference)
+    header, records = merged(given, folder, requests, reference)
     assert [each.id for each in records if each.outcome == "text-differs"] == [2]
+    assert header["texts_compared"] == len(requests) - 2
 
 
 def test_a_reference_of_another_scenario_is_refused(tmp_path: Path) -> None:

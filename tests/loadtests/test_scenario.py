@@ -21,7 +21,7 @@ GOOD: dict[str, Any] = {"name": "t", "duration_s": 60, "arrivals": POISSON, "len
 
 def parsed(**changes: Any) -> Scenario:
     values = {key: value for key, value in {**GOOD, **changes}.items() if value != "gone"}
-    return parse_scenario(values, Path("/folder/mine.yaml"), {"N": "3"})
+    return parse_scenario(values, Path("/folder/mine.yaml"), {"N": "3", "HALF": "{"})
 
 
 @pytest.mark.parametrize("name", shipped_names())
@@ -57,6 +57,11 @@ MISTAKES: list[tuple[str, dict[str, Any], list[str]]] = [
     ("no tokens", {"lengths": {**FIXED, "input": {"kind": "fixed", "tokens": 0}}}, ["lengths.input.tokens", "0"]),
     ("upside down", {"lengths": {**FIXED, "input": {"kind": "uniform", "least": 9, "most": 3}}}, ["most", "(9)"]),
     ("no mapping", {"lengths": 3}, ["lengths", "3", "mapping"]),
+    ("half an address", {"url": "http://[::1"}, ["url", "'http://[::1'", "give it like http://"]),
+    ("no name of a host", {"url": "http://.."}, ["url", "'http://..'", "give it like http://"]),
+    ("no port", {"control": {"url": "http://x:99999"}}, ["control.url", "'http://x:99999'", "give it like http://"]),
+    ("a number for a name", {"slo": {3: 4}}, ["slo[3]", "no field of this section"]),
+    ("a variable that is no YAML", {"seed": "${HALF}"}, ["seed", "'{'", "not YAML; set HALF anew"]),
     ("another scheme", {"url": "ftp://x"}, ["url", "'ftp://x'", "give it like http://"]),
     ("no arrivals", {"arrivals": "gone"}, ["arrivals", "closed_loop"]),
     ("both loops", {"closed_loop": {"clients": 3}}, ["one of the two"]),
@@ -66,7 +71,7 @@ MISTAKES: list[tuple[str, dict[str, Any], list[str]]] = [
     ("everybody", {"events": [{"at_s": 3, "kill_pid": -1}]}, ["events[0].kill_pid", "-1"]),
     ("no shape", {"events": [{"at_s": 3, "repartition": {"pools": {"big": 1}}}]}, ["'big'", "tp4pp2"]),
     ("no control", {"events": [{"at_s": 3, "repartition": {"pools": {"tp1": 1}}}]}, ["control"]),
-    ("texts of chance", {"check_text": "ref.jsonl"}, ["greedy: true"]),
+    ("texts of chance", {"check_text": "ref.jsonl"}, ["check_text: 'ref.jsonl'", "greedy: true"]),
     ("a class twice", {"classes": [{"name": "a"}, {"name": "a"}]}, ["classes"]),
     ("a mix of strangers", {"classes": [{"name": "a"}], "mix": [{"from_s": 0, "shares": {"b": 1}}]}, ["mix: b"]),
     ("no variable", {"seed": "${NOT_THERE}"}, ["seed", "NOT_THERE", "set it"]),

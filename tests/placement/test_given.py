@@ -8,10 +8,11 @@ import pytest
 from planner_builders import LLAMA_70B
 
 from placement.clusters.hardware import ClusterError
-from placement.given import InputError, cluster, model, read_csv, read_json, slo, workload
+from placement.given import InputError, cluster, model, named, read_csv, read_json, slo, workload
 from placement.models import catalogue
 from placement.models.model import ModelConfigError
 from placement.quantities import QuantityError
+from placement.scaling.scale import ScalingError
 from placement.workload import WorkloadError
 
 SMALL = {
@@ -187,6 +188,12 @@ def test_what_nobody_can_want(changes: dict[str, Any], error: type[Exception], m
 
     with pytest.raises(error, match=message):
         read()
+
+
+def test_only_the_fields_of_an_error_are_called_by_their_options() -> None:
+    message = r"^--running and max_gpus do not suit one that is running\.$"
+    with pytest.raises(ScalingError, match=message), named({"running": "--running"}):
+        raise ScalingError("do not suit one that is running.", "running", "max_gpus")
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
