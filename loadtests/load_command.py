@@ -62,24 +62,23 @@ def _load(arguments: argparse.Namespace) -> int:
 
 def _changed(scenario: Scenario, arguments: argparse.Namespace) -> Scenario:
     """The scenario with what the command line says instead; it is looked at again as a whole. Raises ScenarioError."""
+    told = scenario.model_dump(exclude_unset=True)
     given = {
         "url": arguments.url,
         "model": arguments.model,
         "duration_s": arguments.duration,
         "workers": arguments.workers,
         "seed": arguments.seed,
-        "control": arguments.control and {"url": arguments.control},
+        "control": arguments.control and {**(told.get("control") or {}), "url": arguments.control},
         "check_text": arguments.reference and str(Path(arguments.reference).resolve()),
     }
-    values = scenario.model_dump(exclude_unset=True) | {
-        name: value for name, value in given.items() if value is not None
-    }
+    values = told | {name: value for name, value in given.items() if value is not None}
     path = Path(arguments.scenario).resolve()
     try:
         return parse_scenario(values, path, {})
     except ScenarioError as error:  # the scenario itself has been read: it is an option that is wrong
-        told = (f"{_OPTIONS.get(field, f'{path}: {field}')}: {problem}" for field, problem in error.problems)
-        raise ScenarioError("\n".join(told)) from error
+        lines = (f"{_OPTIONS.get(field, f'{path}: {field}')}: {problem}" for field, problem in error.problems)
+        raise ScenarioError("\n".join(lines)) from error
 
 
 def _check_ui(port: int | None) -> None:

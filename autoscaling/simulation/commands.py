@@ -15,7 +15,7 @@ from autoscaling.simulation.policies import POLICIES
 from autoscaling.simulation.progress import Watched, progress
 from autoscaling.simulation.result import Result
 from autoscaling.simulation.run import run
-from autoscaling.simulation.scenario import Scenario, ScenarioError
+from autoscaling.simulation.scenario import Scenario
 from autoscaling.simulation.traces import TraceError, read_trace
 from placement.given import (
     ERRORS,
@@ -25,6 +25,7 @@ from placement.given import (
     calibrated,
     cluster,
     model,
+    named,
     slo,
 )
 from placement.quantities import fraction
@@ -54,7 +55,7 @@ def add_commands(commands: Any, find_config: FindConfig) -> None:
 def _guarded(command: Callable[[], int]) -> int:
     try:
         return command()
-    except (*ERRORS, TraceError, ScenarioError) as error:
+    except (*ERRORS, TraceError) as error:
         sys.stderr.write(f"archipelago: {error}\n")
         return FAILED
 
@@ -94,15 +95,16 @@ def _scenario(arguments: argparse.Namespace, find_config: FindConfig) -> Scenari
             f"--initial is {arguments.initial!r}; the shapes considered are {known} (--shapes sets others)."
         )
     _split_slo(arguments)
-    return Scenario(
-        site=site,
-        slo=slo(arguments),
-        initial=pools_of({site.shapes[0]: 1}) if initial is None else initial,
-        max_gpus=max_gpus(arguments, site),
-        times=times_of(site, measured_s=start_times_s(arguments, site)),
-        truth=dict.fromkeys(site.shapes, arguments.truth),
-        prefix_hit_rate=fraction(arguments.prefix_hits, field="--prefix-hits"),
-    )
+    with named({"max_gpus": "--max-gpus", "truth": "--truth"}):
+        return Scenario(
+            site=site,
+            slo=slo(arguments),
+            initial=pools_of({site.shapes[0]: 1}) if initial is None else initial,
+            max_gpus=max_gpus(arguments, site),
+            times=times_of(site, measured_s=start_times_s(arguments, site)),
+            truth=dict.fromkeys(site.shapes, arguments.truth),
+            prefix_hit_rate=fraction(arguments.prefix_hits, field="--prefix-hits"),
+        )
 
 
 def _split_slo(arguments: argparse.Namespace) -> None:

@@ -9,9 +9,10 @@ from autoscaling.capacity.times import Times
 from autoscaling.decision import Decision
 from autoscaling.observation import Blind, Observation, Pools, gpus_of, spelled
 from placement import Shape, Slo
+from placement.fields import FieldError
 
 
-class ScenarioError(ValueError):
+class ScenarioError(FieldError):
     """A scenario that cannot be simulated. The message names the field, its value and what is accepted."""
 
 
@@ -75,16 +76,17 @@ class Scenario:
         held, there = gpus_of(self.initial), sum(node.gpus for node in self.site.cluster.nodes)
         if not held <= self.max_gpus <= there:
             raise ScenarioError(
-                f"max_gpus is {self.max_gpus}; the cluster has {there} GPUs and the initial pools "
-                f"({spelled(self.initial)}) take {held}; it must be between the two."
+                f"is {self.max_gpus}; the cluster has {there} GPUs and the initial pools ({spelled(self.initial)}) "
+                f"take {held}; it must be between the two.",
+                "max_gpus",
             )
         for name in ("tick_s", "window_s", "history_step_s", "patience_s", "max_ttft_s"):
             if not getattr(self, name) > 0:
-                raise ScenarioError(f"{name} is {getattr(self, name)}; it must be above 0.")
+                raise ScenarioError(f"is {getattr(self, name)}; it must be above 0.", name)
         if self.scrape_delay_s < 0:
-            raise ScenarioError(f"scrape_delay_s is {self.scrape_delay_s}; it must be 0 or more.")
+            raise ScenarioError(f"is {self.scrape_delay_s}; it must be 0 or more.", "scrape_delay_s")
         if self.start_spread < 0:
-            raise ScenarioError(f"start_spread is {self.start_spread}; it must be 0 or more.")
+            raise ScenarioError(f"is {self.start_spread}; it must be 0 or more.", "start_spread")
         for shape, factor in self.truth.items():
             if not 0 < factor < float("inf"):
-                raise ScenarioError(f"truth of {shape} is {factor}; it must be above 0 and finite.")
+                raise ScenarioError(f"of {shape} is {factor}; it must be above 0 and finite.", "truth")

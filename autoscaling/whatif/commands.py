@@ -16,7 +16,7 @@ from autoscaling.simulation.fleet_options import add_fleet_options, initial_pool
 from autoscaling.simulation.oracles.scripted import Steps
 from autoscaling.simulation.policies import POLICIES
 from autoscaling.simulation.progress import progress
-from autoscaling.simulation.scenario import Scenario, ScenarioError
+from autoscaling.simulation.scenario import Scenario
 from autoscaling.simulation.traces import TraceError, read_trace
 from autoscaling.whatif.from_prometheus import read_past
 from autoscaling.whatif.past import Past, PastError
@@ -34,6 +34,7 @@ from placement.given import (
     calibrated,
     cluster,
     model,
+    named,
     slo,
 )
 from placement.quantities import fraction, seconds
@@ -91,7 +92,7 @@ def _add_output(command: argparse.ArgumentParser) -> None:
 def _guarded(command: Callable[[], int]) -> int:
     try:
         return command()
-    except (*ERRORS, PastError, TraceError, ScenarioError) as error:
+    except (*ERRORS, PastError, TraceError) as error:
         sys.stderr.write(f"archipelago: {error}\n")
         return FAILED
 
@@ -213,16 +214,17 @@ def _scenario(arguments: argparse.Namespace, site: Site, past: Past | None, ran:
     if most > allowed:
         limit = "--max-gpus" if arguments.max_gpus is not None else "--cluster"
         raise InputError(f"{limit} has {allowed} GPUs; the history has targets of {most}. Give the GPUs it ran on.")
-    return Scenario(
-        site=site,
-        slo=slo(arguments),
-        initial=initial_pools(arguments) or (ran[0][1] if ran else pools_of({site.shapes[0]: 1})),
-        max_gpus=allowed,
-        times=times_of(site, measured_s=start_times_s(arguments, site)),
-        prefix_hit_rate=hits
-        if arguments.prefix_hits is None
-        else fraction(arguments.prefix_hits, field="--prefix-hits"),
-    )
+    with named({"max_gpus": "--max-gpus"}):
+        return Scenario(
+            site=site,
+            slo=slo(arguments),
+            initial=initial_pools(arguments) or (ran[0][1] if ran else pools_of({site.shapes[0]: 1})),
+            max_gpus=allowed,
+            times=times_of(site, measured_s=start_times_s(arguments, site)),
+            prefix_hit_rate=hits
+            if arguments.prefix_hits is None
+            else fraction(arguments.prefix_hits, field="--prefix-hits"),
+        )
 
 
 def _notes(arguments: argparse.Namespace, scenario: Scenario, past: Past | None, ran: Steps) -> tuple[str, ...]:

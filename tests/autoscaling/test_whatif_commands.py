@@ -55,7 +55,7 @@ def test_where_nothing_says_what_ran_the_start_is_told(whatif: Ran, tmp_path: Pa
         ({"policies": "static,magic"}, "--policies: 'magic' is not one of archipelago,"),
         ({"initial": "tp4"}, "--initial: 'tp4' is not accepted"),
         ({"initial": "tp4=1,tp4=2"}, "tp4 is given twice"),
-        ({"initial": "tp4=9"}, "max_gpus is 8"),
+        ({"initial": "tp4=9"}, "--max-gpus is 8"),
         ({"seed": -1}, "--seed is -1"),
         ({"ttft": "soon"}, "--ttft: 'soon'"),
         ({"trace": "/nowhere.csv"}, "/nowhere.csv cannot be read"),

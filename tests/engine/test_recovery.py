@@ -27,7 +27,9 @@ def tokens_generated(deployed: Deployed) -> float:
 
 def process(title: str) -> psutil.Process:
     """The first of our processes whose title has this in it."""
-    (found, *_) = [one for one in psutil.process_iter() if title in " ".join(one.cmdline() or [one.name()])]
+    # With attributes asked for beforehand, those that end meanwhile, and zombies, raise nothing.
+    every = psutil.process_iter(["cmdline", "name"])
+    (found, *_) = [one for one in every if title in " ".join(one.info["cmdline"] or [one.info["name"] or ""])]
     return found
 
 

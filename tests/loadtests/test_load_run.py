@@ -141,6 +141,28 @@ def test_a_mistake_on_the_command_line_is_told_like_one_in_the_file(
         assert word in error
 
 
+def test_another_control_api_is_asked_with_the_token_that_the_scenario_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "mine.yaml"
+    values = {"name": "mine", "duration_s": 1, "arrivals": {"kind": "constant", "rate": 1}, "lengths": LENGTHS}
+    path.write_text(json.dumps({**values, "control": {"url": "http://127.0.0.1:1", "token_env": "MINE"}}))
+    runs: list[Scenario] = []
+
+    def kept(given: Scenario, *_: object, **__: object) -> Path:
+        runs.append(given)
+        raise LoadError("enough")
+
+    monkeypatch.setattr("loadtests.load_command.run", kept)
+    root = argparse.ArgumentParser()
+    add_commands(root.add_subparsers())
+    arguments = root.parse_args(["load", str(path), "--control", "http://127.0.0.1:2"])
+    assert arguments.run(arguments) == 1
+    (control,) = (given.control for given in runs)
+    assert control is not None
+    assert (control.url, control.token_env) == ("http://127.0.0.1:2", "MINE")
+
+
 def test_a_schedule_without_requests_is_a_mistake(tmp_path: Path) -> None:
     with pytest.raises(LoadError, match="no request arrives"):
         run(scenario(arrivals={"kind": "poisson", "rate": 0.0}), tmp_path)
