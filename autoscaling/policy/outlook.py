@@ -174,6 +174,21 @@ def _known_s(history: History, lookback_s: float) -> float:
     return float(np.isfinite(history.requests_per_s[-steps:]).sum()) * history.step_s if steps else 0.0
 
 
+class _Series(NamedTuple):
+    """Of a history, per second: arrivals, answers, and the tokens of these."""
+
+    rates: Array
+    answered: Array
+    inputs: Array
+    outputs: Array
+
+    @property
+    def lengths(self) -> tuple[Array, Array]:
+        """Mean tokens of prompts and of answers; not a number where none was answered."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return self.inputs / self.answered, self.outputs / self.answered
+
+
 def _past(observation: Observation, lookback_s: float) -> tuple[Asked, ...]:
     """The extremes of the history over `lookback_s`: of rates, of tokens, and of lengths."""
     history = observation.history
@@ -214,7 +229,7 @@ def _swings(demand: Demand, history: History, steps: int) -> set[int]:
     return found
 
 
-def _asked(observation: Observation, series: "_Series", at: int) -> Asked:
+def _asked(observation: Observation, series: _Series, at: int) -> Asked:
     """The demand in one place of the history."""
     history, like = observation.history, observation.demand
     age_s = observation.at_s - history.end_s + (len(series.rates) - 1 - at) * history.step_s
@@ -226,21 +241,6 @@ def _asked(observation: Observation, series: "_Series", at: int) -> Asked:
         output_tokens=replace(like.output_tokens, mean_tokens=outputs),
     )
     return Asked(demand=demand, in_s=-age_s)
-
-
-class _Series(NamedTuple):
-    """Of a history, per second: arrivals, answers, and the tokens of these."""
-
-    rates: Array
-    answered: Array
-    inputs: Array
-    outputs: Array
-
-    @property
-    def lengths(self) -> tuple[Array, Array]:
-        """Mean tokens of prompts and of answers; not a number where none was answered."""
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return self.inputs / self.answered, self.outputs / self.answered
 
 
 def _smoothed(history: History, steps: int, width: int) -> _Series:

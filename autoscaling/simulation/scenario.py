@@ -73,7 +73,7 @@ class Scenario:
     settling_s: float = 0.0
 
     def __post_init__(self) -> None:
-        held, there = gpus_of(self.initial), sum(node.gpus for node in self.site.cluster.nodes)
+        held, there = gpus_of(self.initial), self.site.cluster.gpus
         if not held <= self.max_gpus <= there:
             raise ScenarioError(
                 f"is {self.max_gpus}; the cluster has {there} GPUs and the initial pools ({spelled(self.initial)}) "

@@ -60,6 +60,6 @@ def test_twenty_repartitions_under_two_thousand_streams(deploy: Callable[..., An
             deployed.set_pools({shape: 1})
             until(lambda one=shape: [each.shape for each in deployed.view().replicas] == [one], f"{shape} alone serves")
 
-    found = moving_streams.keep_on(deployed.url, requests, repartition, clients=12, at_least=2000)
+    found = moving_streams.keep_on(deployed.url, requests, repartition, clients=40, at_least=2000)
     for index, answer in found:
         moving_streams.assert_same_stream(index, answer, expected[index])
