@@ -1,7 +1,8 @@
 """How the command line `archipelago` introduces itself, and how it tells that it was not understood."""
 
 import argparse
-from typing import NoReturn
+import importlib.metadata
+from typing import Any, NoReturn
 
 EPILOG = """\
 examples:
@@ -20,16 +21,32 @@ examples:
 
 def root_parser() -> argparse.ArgumentParser:
     """The parser that commands are added to; theirs are of the same kind."""
-    return _Parser(
+    root = _Parser(
         prog="archipelago",
         description="Serve large language models that are cut over several GPUs, on Ray and vLLM.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    root.add_argument("--version", action="version", version=f"archipelago {importlib.metadata.version('archipelago')}")
+    return root
+
+
+class _Commands(argparse._SubParsersAction):  # type: ignore[type-arg]  # it takes no argument when it runs
+    """Each command introduces itself by what the list of all commands says of it."""
+
+    def add_parser(self, name: str, **options: Any) -> argparse.ArgumentParser:
+        summary = options["help"]
+        options = {"description": f"{summary[0].upper()}{summary[1:]}.", **options}
+        command: argparse.ArgumentParser = super().add_parser(name, **options)
+        return command
 
 
 class _Parser(argparse.ArgumentParser):
     """Tells a mistake in one line, not below a page of usage."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.register("action", "parsers", _Commands)
 
     def error(self, message: str) -> NoReturn:
         # `plan` ends with 2 where there is no plan, `bench gate` with 1 where a limit is broken: neither is a typo.

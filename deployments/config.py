@@ -15,7 +15,7 @@ from deployments.access.fields import EdgeLimitsConfig, TlsConfig
 from deployments.config_messages import ConfigError, problems_of, shown
 from deployments.config_section import Section
 from deployments.telemetry.fields import SloConfig, TelemetryConfig
-from deployments.yaml_reading import YamlError, read_yaml
+from placement.yaml_reading import YamlError, read_yaml
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@/+-]*")
 _ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:/\[\]]+):(?P<port>[1-9][0-9]{0,4})")

@@ -21,6 +21,7 @@ import ray
 from ray.util.placement_group import PlacementGroup
 from vllm.config import VllmConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.sampling_params import SamplingParams
 from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest
 from vllm.v1.engine.core_client import AsyncMPClient, EngineCoreClient
@@ -38,6 +39,7 @@ from placement import Shape
 
 WORKER_PROBE = "deployments.worker_probe.WorkerProbe"
 PROBE_TIMEOUT_S = 60.0
+WARM_UP_TOKENS = (2, 4, 6)
 
 
 def shard_config(
@@ -74,6 +76,36 @@ def data_parallel_args(degree: int) -> dict[str, Any]:
         "data_parallel_address": ray.util.get_node_ip_address(),  # type: ignore[no-untyped-call]
         "data_parallel_backend": "ray",
     }
+
+
+def warm_up_requests(config: VllmConfig) -> list[EngineCoreRequest]:
+    """Requests for each data-parallel rank, of which a new engine learns what else the first clients would wait for.
+
+    Foremost what every worker compiles for log probabilities (vllm/v1/sample/ops/logprobs.py:11), once for a batch of
+    one, once for two, once for more, while all streams of the engine stand still. So there are three requests, which
+    end one after the other. Empty for a model that does not answer a prompt of tokens with tokens.
+    """
+    model = config.model_config
+    if model.runner_type != "generate" or model.is_encoder_decoder:
+        return []
+    ranks = config.parallel_config.data_parallel_size
+    return [
+        EngineCoreRequest(
+            request_id=f"warm-up-{rank}-{tokens}",
+            prompt_token_ids=[0],
+            mm_features=None,
+            sampling_params=SamplingParams(
+                max_tokens=tokens, ignore_eos=True, seed=0, top_p=0.9, top_k=8, presence_penalty=0.1, logprobs=1
+            ),
+            pooling_params=None,
+            arrival_time=0.0,
+            lora_request=None,
+            cache_salt=None,
+            data_parallel_rank=rank if ranks > 1 else None,
+        )
+        for rank in range(ranks)
+        for tokens in WARM_UP_TOKENS
+    ]
 
 
 class ShardedEngine:
@@ -199,9 +231,20 @@ class ShardedEngine:
         await self._ask_workers("unlink_shared_memory")
 
     async def prepare(self) -> None:
-        """Have the workers do what must be done before the first request."""
+        """Have the workers do what must be done before the first request, and take the first steps.
+
+        Raises:
+            EngineDeadError: the engine has failed at them.
+        """
         await self.unlink_shared_memory()
         await self._ask_workers("take_up_resumed_requests")
+        requests = warm_up_requests(self._config)
+        for request in requests:
+            await self._client.add_request_async(request)
+        unfinished = len(requests)
+        while unfinished:
+            step = await self._client.get_output_async()
+            unfinished -= sum(output.finished for output in step.outputs)
 
     async def _ask_workers(self, method: str) -> list[Any]:
         by_engine = await self._client.call_utility_all_async("collective_rpc", method, PROBE_TIMEOUT_S, (), None)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from deployments.peer import LEASE_S, MOST_SILENT_RENEWALS, RENEW_S, Frames
-from deployments.wire import greeted, pack, read_message, unpack_batch
+from deployments.wire import greeted, pack, read_message, unpack_batch, write
 
 # What an ingress may leave unread before it counts as gone: minutes of steps, long before memory runs short.
 MAX_UNREAD_BYTES = 256 * 2**20
@@ -56,7 +56,7 @@ class IngressServer:
         for ingress, frames in steps.items():
             connection = self._connections.get(ingress)
             if connection is not None:
-                connection.writer.write(pack(frames))
+                write(connection.writer, pack(frames))
 
     def close(self) -> None:
         """Stop listening and drop every connection, with the requests that came over it."""
@@ -101,7 +101,7 @@ class IngressServer:
             batch = unpack_batch(await read_message(reader))
             connection.silent_renewals = 0
             if batch.requests:
-                connection.writer.write(pack([]))  # they are here, so if this process dies it may be of them
+                write(connection.writer, pack([]))  # they are here, so if this process dies it may be of them
             for frames in batch.requests:
                 await self._engine.submit(ingress, frames)
             if batch.aborts:
@@ -111,7 +111,7 @@ class IngressServer:
         while connection.silent_renewals <= MOST_SILENT_RENEWALS:
             if connection.writer.transport.get_write_buffer_size() > MAX_UNREAD_BYTES:
                 raise ConnectionError(f"it has left {MAX_UNREAD_BYTES} bytes unread")
-            connection.writer.write(pack([]))
+            write(connection.writer, pack([]))
             await asyncio.sleep(RENEW_S)
             connection.silent_renewals += 1
         raise TimeoutError(f"nothing heard for {LEASE_S:g} s")

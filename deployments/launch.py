@@ -18,7 +18,6 @@ from deployments.access.checking import absolute, tls_of
 from deployments.app import HEAD_NODE
 from deployments.check import Checked
 from deployments.cluster_access import (
-    CONNECT_TIMEOUT_S,
     LaunchError,
     Say,
     address_of,
@@ -47,6 +46,7 @@ from placement import Cluster, Layout
 
 POLL_S = 0.25
 GONE_TIMEOUT_S = 60.0
+CLOSE_TIMEOUT_S = 60.0  # a controller that was killed is back by then, and has heard of the ingresses
 Controller = Any  # a handle of the actor FleetController: Ray's types do not follow its methods
 
 
@@ -110,7 +110,7 @@ def _drain(record: RunRecord, say: Say) -> None:
     """Let clients finish, as long as the configuration allows."""
     try:
         controller: Controller = ray.get_actor(CONTROLLER, namespace=NAMESPACE)
-        waiting = _close(record, controller, 0, CONNECT_TIMEOUT_S)
+        waiting = _close(record, controller, 0, CLOSE_TIMEOUT_S)
         if waiting:
             say(f"waiting for {waiting} requests, for {record.drain_timeout_s:g} s at the most")
             waiting = _close(record, controller, record.drain_timeout_s)

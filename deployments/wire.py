@@ -60,6 +60,16 @@ def unpack_batch(frames: Frames) -> Batch:
     return Batch(tuple(frames[end - size : end] for end, size in zip(ends[1:], sizes, strict=True)), aborts)
 
 
+def write(writer: asyncio.StreamWriter, message: bytes) -> None:
+    """Send a message; what the socket does not take at once is kept in memory.
+
+    To a peer that has gone nothing is sent, and its reader is about to say so. The writer itself would drop that too,
+    but on uvloop, where Serve runs its replicas, it raises RuntimeError (uvloop/handles/handle.pyx, _ensure_alive).
+    """
+    if not writer.transport.is_closing():
+        writer.write(message)
+
+
 async def read_message(reader: asyncio.StreamReader, max_bytes: int = MAX_MESSAGE_BYTES) -> Frames:
     """Read one message of at most ``max_bytes``.
 
@@ -94,8 +104,8 @@ class TcpConnection:
         self._writer = writer
 
     def send(self, batch: Batch) -> None:
-        """Write a batch; what the socket does not take at once is kept in memory."""
-        self._writer.write(pack_batch(batch))
+        """Send a batch; to a replica that has gone, nothing."""
+        write(self._writer, pack_batch(batch))
 
     async def receive(self) -> Frames:
         """Wait for the next message. Raises OSError when the replica has gone."""
@@ -113,7 +123,7 @@ def dialer(secret: str) -> Dial:
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
             reader, writer = await asyncio.open_connection(member.host, member.port)
         try:
-            writer.write(pack([ingress.encode(), secret.encode()]))
+            write(writer, pack([ingress.encode(), secret.encode()]))
             yield TcpConnection(reader, writer)
         finally:
             writer.transport.abort()  # not close(), which would wait for a replica that hangs to read the rest

@@ -49,8 +49,7 @@ Ends with 0 when all limits are kept, with 1 when one is not or the run is not v
 
 def add_commands(commands: Any) -> None:
     """Add `bench` to the command line; `commands` are the subparsers of argparse."""
-    summary = "make, compare and judge the results of load tests"
-    bench = commands.add_parser("bench", help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
+    bench = commands.add_parser("bench", help="make, compare and judge the results of load tests")
     parts = bench.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     report = _part(parts, "report", "figures and a page from the records of a run", REPORT_EXAMPLES, _report)
@@ -73,7 +72,6 @@ def _part(parts: Any, name: str, summary: str, examples: str, run: Command) -> a
     command: argparse.ArgumentParser = parts.add_parser(
         name,
         help=summary,
-        description=f"{summary[0].upper()}{summary[1:]}.",
         epilog=examples,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -8,12 +8,15 @@ import csv
 import gc
 import json
 import os
+import sys
 import time
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import gevent  # type: ignore[import-untyped]
 import gevent.event  # type: ignore[import-untyped]
+import psutil
 from locust import User, events, runners, task
 from locust.env import Environment
 from locust.runners import LocalRunner, MasterRunner, WorkerRunner
@@ -26,11 +29,13 @@ from loadtests.records import Record
 from loadtests.schedule import requests_of, share_of
 
 _READY, _START, _DONE = "archipelago-ready", "archipelago-start", "archipelago-done"
+_LOOK_S = 0.1
 _HEAD_START_S = 0.5  # from the master's message to the start: longer than any message takes
 
 # Locust takes a worker for dead that is silent for 3 s, and ends the run with its last one (locust/runners.py,
-# heartbeat_worker). On a busy machine a worker is silent for longer while it makes its schedule.
-runners.HEARTBEAT_LIVENESS = 60
+# heartbeat_worker). On a busy machine a worker is silent for longer while it makes its schedule. A minute later it
+# would let another worker do the dead one's part, which that one has no schedule for: the part stays undone.
+runners.HEARTBEAT_LIVENESS, runners.HEARTBEAT_DEAD_INTERNAL = 60, -sys.maxsize
 
 _folder = Folder(path=Path(os.environ[PLAN_ENV]))
 _plan: Plan = plan_of(_folder.plan.read_text(encoding="utf-8"))
@@ -49,21 +54,16 @@ def _arrange(environment: Environment, **_: Any) -> None:
     )
     if isinstance(runner, MasterRunner):
         ready: set[str] = set()
-        done: set[str] = set()
-        workers = _plan.scenario.workers
+        done: set[int] = set()
 
         def on_ready(msg: Any, **_: Any) -> None:
             ready.add(msg.node_id)
-            if len(ready) == workers:
+            if len(ready) == _plan.scenario.workers:
                 runner.send_message(_START, {"at": _start()})
 
-        def on_done(msg: Any, **_: Any) -> None:
-            done.add(msg.node_id)
-            if len(done) == workers:
-                _end(environment)
-
         runner.register_message(_READY, on_ready)
-        runner.register_message(_DONE, on_done)
+        runner.register_message(_DONE, lambda msg, **_: done.add(msg.data))
+        gevent.spawn(_end_after, psutil.Process().children(), done, environment)
 
 
 class Worker(User):
@@ -101,13 +101,11 @@ class Worker(User):
                 dispatcher.closed_loop(range(index, clients, scenario.workers), clients)
             else:
                 dispatcher.open_loop(requests)
-        figures: dict[str, Any] = {"loop_lag_ms": milliseconds(dispatcher.loop_lags_s)}
-        if before and (after := processor_s()):
-            figures |= {"ran_s": round(after[0] - before[0], 3), "waited_s": round(after[1] - before[1], 3)}
+        figures = {"loop_lag_ms": milliseconds(dispatcher.loop_lags_s), **_processor_use(before)}
         _folder.worker_figures(index).write_text(json.dumps(figures), encoding="utf-8")
         if is_worker:
             runner._send_stats()  # else they come when Locust ends, which does not wait for them for long
-            runner.send_message(_DONE)
+            runner.send_message(_DONE, os.getpid())
         else:
             _end(self.environment)
         gevent.event.Event().wait()  # Locust would begin the task anew; what ends this greenlet is Locust's own end
@@ -133,6 +131,13 @@ class Worker(User):
             )
 
 
+def _processor_use(before: tuple[float, float] | None) -> dict[str, float]:
+    """Since `before`, which `processor_s` has told; empty where it does not tell."""
+    if before is None or (after := processor_s()) is None:
+        return {}
+    return {"ran_s": round(after[0] - before[0], 3), "waited_s": round(after[1] - before[1], 3)}
+
+
 def _start() -> float:
     at = time.time() + _HEAD_START_S
     part = _folder.started.with_suffix(".part")
@@ -145,6 +150,13 @@ def _write_rows(environment: Environment) -> None:
     """Write Locust's CSV once more: what Locust itself wrote last can be seconds old."""
     with _folder.rows.open("w", newline="", encoding="utf-8") as file:
         StatsCSV(environment, PERCENTILES_TO_REPORT).requests_csv(csv.writer(file))
+
+
+def _end_after(workers: Sequence[psutil.Process], done: Collection[int], environment: Environment) -> None:
+    """End Locust once each worker is done or dead. `done` has process ids; one that died does not come to be in it."""
+    while any(worker.pid not in done and worker.is_running() for worker in workers):
+        gevent.sleep(_LOOK_S)
+    _end(environment)
 
 
 def _end(environment: Environment) -> None:

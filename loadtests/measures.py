@@ -18,7 +18,6 @@ from loadtests.slo import Slo
 OK = "ok"
 DAMAGED = frozenset({"gap-or-repeat", "text-differs"})
 COMPLETE = frozenset({OK, "no-usage"}) | DAMAGED  # streams that ran to their end
-MOST_LAG_S = 0.020
 MOST_LAG_SHARE = 0.05  # of the tightest TTFT that is asked for
 NOT_TOLD = "not told"
 QUARTILES = 4
@@ -254,20 +253,18 @@ def outcome_counts(requests: Requests) -> dict[str, int]:
 
 
 def invalid_reasons(
-    requests: Requests, slo: Slo, told: Sequence[str], *, open_loop: bool, told_lag_s: float | None = None
+    requests: Requests, slo: Slo, told: Sequence[str], *, open_loop: bool, told_lag_s: float
 ) -> list[str]:
     """Why the figures do not speak of the server alone: what the run said itself, and a client that did not keep up.
 
-    Where the run has told of every lag above `told_lag_s` itself, those are not told again.
+    Of lags above `told_lag_s` the run has said so itself, worker by worker.
     """
     reasons = list(told)
     if not len(requests):
         return [*reasons, "no request was scheduled"]
-    lag, tightest_s = distribution(requests.lag_s), slo.tightest_ttft_s
-    most_s = min(
-        MOST_LAG_S if told_lag_s is None else math.inf, math.inf if tightest_s is None else MOST_LAG_SHARE * tightest_s
-    )
-    if open_loop and lag is not None and most_s < lag.p99 <= (math.inf if told_lag_s is None else told_lag_s):
+    lag = distribution(requests.lag_s)
+    most_s = math.inf if slo.tightest_ttft_s is None else MOST_LAG_SHARE * slo.tightest_ttft_s
+    if open_loop and lag is not None and most_s < lag.p99 <= told_lag_s:
         reasons.append(f"the client lagged: p99 {lag.p99 * 1000:.1f} ms behind the schedule, allowed {most_s * 1000:g}")
     if unsent := int(np.isnan(requests.lag_s).sum()):
         reasons.append(f"{unsent} of {len(requests)} requests were never sent")

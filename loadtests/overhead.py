@@ -1,4 +1,4 @@
-"""What Archipelago costs: its endpoint against vLLM's own API server, with the same flags, in the same run.
+"""What Archipelago costs: its endpoint against vLLM's own API server, or another, with the same flags, in the same run.
 
 The servers take turns (ours, peer, peer, ours, ...), so that a machine that grows slower or faster favours neither.
 Each is started, warmed up, measured at every concurrency and stopped, and is alone while it is measured.
@@ -19,17 +19,18 @@ from rich.console import Console
 from loadtests.closed_loop import Load, run_load
 from loadtests.cpu_use import CpuUse, cpu_use, read_cpu
 from loadtests.overhead_figures import FailedRequestsError, Figures, figures_of
-from loadtests.overhead_report import OURS, PEER, Turn, document, print_report
+from loadtests.overhead_report import OURS, Turn, document, print_report
+from loadtests.peers import PEERS, PeerSetup, peer_setup
 from loadtests.server_memory import memory_by_role
-from loadtests.servers import SERVED_NAME, PeerSetup, Server, ServerError, archipelago, peer_setup, vllm_server
+from loadtests.servers import SERVED_NAME, Server, ServerError, archipelago
 
 CONCURRENCIES = (1, 8)
 PROMPT_TOKENS = OUTPUT_TOKENS = 64
 WARM_UP = Load(concurrency=8, requests=16, prompt_tokens=PROMPT_TOKENS, output_tokens=OUTPUT_TOKENS, seed=-1)
 NARROWEST = 100  # columns; where there is no terminal rich would wrap at 80
 DESCRIPTION = """\
-Compare Archipelago's endpoint with vLLM's own API server: same model, same engine flags, one machine, and the same
-number of threads for each engine worker (one).
+Compare Archipelago's endpoint with vLLM's own API server, or with ray.serve.llm as it comes: same model, same engine
+flags, one machine, and the same number of threads for each engine worker (one).
 
 Load: streamed completions, 64 random token ids in, 64 tokens out, from 1 and from 8 clients in a closed loop.
 Both servers are started and stopped in every round; each is alone while it is measured. Keep the machine quiet: the
@@ -49,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     console.print(f"{os.cpu_count()} cores; load average over the minute before: {load_average:.2f}")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # servers must be ended, as they are after Ctrl-C
     try:
-        turns = run_turns(arguments.model, int(arguments.shape.removeprefix("tp")), arguments, console)
+        turns = run_turns(arguments, console)
     except (ServerError, FailedRequestsError) as error:
         Console(stderr=True, highlight=False, markup=False).print(f"overhead: {error}", soft_wrap=True)
         return 1
@@ -75,6 +76,7 @@ def parser() -> argparse.ArgumentParser:
         "--model", default="bench-100m", metavar="M", help="as for archipelago serve; default %(default)s"
     )
     root.add_argument("--shape", default="tp1", choices=("tp1", "tp2"), help="default %(default)s")
+    root.add_argument("--peer", default="vLLM", choices=PEERS, help="what it is compared with; default %(default)s")
     root.add_argument("--rounds", default=3, type=_positive, metavar="N", help="default %(default)s")
     root.add_argument(
         "--requests",
@@ -93,31 +95,32 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def order_of_turns(rounds: int) -> list[tuple[int, str]]:
+def order_of_turns(rounds: int, peer: str) -> list[tuple[int, str]]:
     """Round and server of each turn. Ours is the very first: it makes the model, and the peer copies its threads."""
-    return [(index, server) for index in range(rounds) for server in ((PEER, OURS) if index % 2 else (OURS, PEER))]
+    return [(index, server) for index in range(rounds) for server in ((peer, OURS) if index % 2 else (OURS, peer))]
 
 
-def run_turns(model: str, tensor_parallel: int, arguments: argparse.Namespace, console: Console) -> list[Turn]:
+def run_turns(arguments: argparse.Namespace, console: Console) -> list[Turn]:
     """Measure both servers in every round.
 
     Raises:
         ServerError: one did not start.
         FailedRequestsError: one did not answer every request.
     """
+    tensor_parallel = int(arguments.shape.removeprefix("tp"))
     turns: list[Turn] = []
     setup: PeerSetup | None = None
     with tempfile.TemporaryDirectory(prefix="overhead-") as name:
         folder = Path(name)
-        for index, server_name in order_of_turns(arguments.rounds):
+        for index, server_name in order_of_turns(arguments.rounds, arguments.peer):
             console.print(f"round {index + 1} of {arguments.rounds}: {server_name}")
             if server_name == OURS:
-                with archipelago(model, tensor_parallel, folder) as server:
+                with archipelago(arguments.model, tensor_parallel, folder) as server:
                     setup = setup or peer_setup(server)
                     turns.append(measure(server, server_name, index, arguments.requests))
             else:
                 assert setup is not None, "ours went first"
-                with vllm_server(setup, tensor_parallel, folder) as server:
+                with PEERS[server_name](setup, tensor_parallel, folder) as server:
                     turns.append(measure(server, server_name, index, arguments.requests))
     return turns
 

@@ -12,7 +12,7 @@ from loadtests.cpu_use import CpuUse
 from loadtests.overhead_figures import METRICS, Figures, Ratio, medians, ratios
 from loadtests.server_memory import RoleMemory
 
-OURS, PEER = "archipelago", "vLLM"
+OURS = "archipelago"
 MIB = 2**20
 # Heading of each figure, and what it is multiplied by for the table.
 COLUMNS: Mapping[str, tuple[str, float]] = {
@@ -39,11 +39,11 @@ def print_report(turns: Sequence[Turn], console: Console) -> None:
     """Print speed, start and memory."""
     console.print(_speed_table(turns))
     console.print(_ratio_table(turns))
-    for server in (OURS, PEER):
+    for server in _servers(turns):
         starts_s = [turn.launch_to_token_s for turn in turns if turn.server == server]
         spread = f"({min(starts_s):.1f}-{max(starts_s):.1f})"
         console.print(f"{server}: {median(starts_s):.1f} s {spread} from launch to the first token")
-    for server in (OURS, PEER):
+    for server in _servers(turns):
         console.print(_memory_table(next(turn for turn in turns if turn.server == server)))
 
 
@@ -61,7 +61,7 @@ def _speed_table(turns: Sequence[Turn]) -> Table:
     table.add_column("server cores", justify="right")
     table.add_column("other cores", justify="right")
     for concurrency in turns[0].figures:
-        for server in (OURS, PEER):
+        for server in _servers(turns):
             figures = medians(_figures(turns, server, concurrency))
             cells = (f"{getattr(figures, metric) * scale:.1f}" for metric, (_, scale) in COLUMNS.items())
             uses = [turn.cpu[concurrency] for turn in turns if turn.server == server]
@@ -75,7 +75,9 @@ def _ratio_table(turns: Sequence[Turn]) -> Table:
     table = _metric_table("ratios of the medians (lowest-highest of a round)", "servers")
     for concurrency in turns[0].figures:
         compared = _ratios(turns, concurrency)
-        table.add_row(str(concurrency), f"{OURS}/{PEER}", *(_ratio_cell(compared[metric]) for metric in METRICS))
+        table.add_row(
+            str(concurrency), "/".join(_servers(turns)), *(_ratio_cell(compared[metric]) for metric in METRICS)
+        )
     return table
 
 
@@ -101,13 +103,19 @@ def _memory_table(turn: Turn) -> Table:
     return table
 
 
+def _servers(turns: Sequence[Turn]) -> list[str]:
+    """Ours, then the peer."""
+    return sorted({turn.server for turn in turns}, key=lambda server: server != OURS)
+
+
 def _figures(turns: Sequence[Turn], server: str, concurrency: int) -> list[Figures]:
     by_round = sorted((turn for turn in turns if turn.server == server), key=lambda turn: turn.round)
     return [turn.figures[concurrency] for turn in by_round]
 
 
 def _ratios(turns: Sequence[Turn], concurrency: int) -> dict[str, Ratio]:
-    return ratios(_figures(turns, OURS, concurrency), _figures(turns, PEER, concurrency))
+    ours, peer = (_figures(turns, server, concurrency) for server in _servers(turns))
+    return ratios(ours, peer)
 
 
 def _ratio_cell(ratio: Ratio) -> str:

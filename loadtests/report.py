@@ -40,8 +40,7 @@ def result(run: Mapping[str, Any], requests: Requests, events: Sequence[RunEvent
         events: what was done to the server meanwhile.
     """
     slo, open_loop = slo_of(run), run.get("loop", "open") == "open"
-    # Where the run had a limit of its own it has been judged by it, worker by worker.
-    told_lag_s = run["max_lag_ms"] / 1000 if "max_lag_ms" in run else None
+    told_lag_s = run.get("max_lag_ms", math.inf) / 1000
     told = run.get("invalid") or []
     invalid = measures.invalid_reasons(requests, slo, told, open_loop=open_loop, told_lag_s=told_lag_s)
     whole = measures.figures(requests, "all") if len(requests) else None

@@ -15,12 +15,13 @@ from loadtests.demand import Arrivals, Duration, Lengths, Seconds, Section, Trac
 _SHAPE = re.compile(r"((tp|pp|ep|dp)[1-9][0-9]*)+")
 
 
-def _with_host_and_port(url: str) -> str:
+def _url(url: str) -> str:
     """A URL that HTTP clients can read. Raises ValueError: they do so only when it is used."""
     try:
         parts = urlsplit(url)
         (parts.hostname or "").encode("idna")
-        is_whole = parts.hostname is not None and parts.port != 0
+        is_http = parts.scheme in ("http", "https")
+        is_whole = is_http and bool(parts.hostname) and parts.port != 0 and url.split() == [url]
     except ValueError:
         is_whole = False
     if not is_whole:
@@ -28,7 +29,7 @@ def _with_host_and_port(url: str) -> str:
     return url
 
 
-Url = Annotated[str, Field(pattern=r"^https?://[^/\s]+"), AfterValidator(_with_host_and_port)]
+Url = Annotated[str, AfterValidator(_url)]
 
 
 class Limits(Section):

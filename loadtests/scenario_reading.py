@@ -136,8 +136,6 @@ def _what(detail: ErrorDetails, name: str) -> str:
             return f"{refused}; {message}" if name else message
         case "invalid_key":
             return "no field of this section; the names of fields are words"
-        case "string_pattern_mismatch" if name == "url":
-            return f"{refused}; give it like http://127.0.0.1:8000"
         case "string_pattern_mismatch":
             return f"{refused}; it must match {detail['ctx']['pattern']}"
         case "model_type" | "dict_type" | "model_attributes_type":

@@ -37,7 +37,8 @@ def read_trace(path: Path) -> tuple[TraceRow, ...]:
     except TraceError as error:
         raise TraceError(f"{path}: {error}") from error
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise TraceError(f"{path} cannot be read as CSV: {error}") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise TraceError(f"{path} cannot be read as CSV: {reason}") from error
 
 
 def _rows(file: TextIO) -> tuple[TraceRow, ...]:

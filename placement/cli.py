@@ -35,6 +35,7 @@ from placement.given import (
     own_sources,
     read_csv,
     residuals_in,
+    shape,
     slo,
     workload,
 )
@@ -47,7 +48,6 @@ from placement.quantities import fraction
 from placement.scaling import report as scaling_report
 from placement.scaling import report_html, report_png
 from placement.scaling.scale import scale
-from placement.shape import Shape
 from placement.shown import show, write
 
 INFEASIBLE = 2
@@ -117,9 +117,11 @@ def _add_question(command: argparse.ArgumentParser) -> None:
     command.add_argument("--input", metavar="N", default="1024", help="mean tokens of a prompt (default 1024)")
     command.add_argument("--output", metavar="N", default="256", help="mean tokens of an answer (default 256)")
     command.add_argument(
-        "--spread", metavar="S", type=float, default=0, help="standard deviation of both over their mean"
+        "--spread", metavar="S", type=float, default=0, help="standard deviation of both over their mean (default 0)"
     )
-    command.add_argument("--prefix-hits", metavar="S", default="0%", help="share of prompt tokens found in cache")
+    command.add_argument(
+        "--prefix-hits", metavar="S", default="0%", help="share of prompt tokens found in cache (default 0%%)"
+    )
     command.add_argument("--precision", choices=sorted(PRECISIONS), help="serve the weights in this format")
     command.add_argument("--kv-cache", choices=sorted(KV_BYTES), default="auto", help="format of the KV cache")
     command.add_argument("--engine", choices=ENGINES, default=ENGINES[0], help="(default vllm)")
@@ -148,6 +150,7 @@ def _guarded(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Nam
 def _plan(arguments: argparse.Namespace, find_config: FindConfig) -> int:
     if arguments.top < 1:
         raise InputError(f"--top: {arguments.top} is not accepted; give a number of options of at least 1.")
+    explained = shape(arguments.explain, field="--explain") if arguments.explain else None
     if arguments.emit and arguments.engine != "vllm":
         raise InputError(f"--emit: `archipelago serve` runs vllm, not {arguments.engine}; leave out one of the two.")
     on = cluster(arguments.cluster)
@@ -161,8 +164,7 @@ def _plan(arguments: argparse.Namespace, find_config: FindConfig) -> int:
         kv_bytes_per_element=KV_BYTES[arguments.kv_cache],
         **calibrated(arguments.calibration),
     )
-    shape = Shape.parse(arguments.explain) if arguments.explain else None
-    sentences = explain(made, shape, regions(on)[0]) if shape else []
+    sentences = explain(made, explained, regions(on)[0]) if explained else []
     own = own_sources(arguments.calibration)
     if arguments.json:
         found = plan_report.as_json(made, own_sources=own)
@@ -236,7 +238,9 @@ def _predict(arguments: argparse.Namespace) -> int:
 
 
 def _calibrate_links(arguments: argparse.Namespace) -> int:
-    points = links.read_points(read_csv(arguments.rows), regions(cluster(arguments.collectives))[0])
+    points = links.read_points(
+        read_csv(arguments.rows), regions(cluster(arguments.collectives, field="--collectives"))[0]
+    )
     found = fit_links(points, start=links_in(arguments.calibration))
     checks = {"points": len(points), "error_before": found.error_before, "error_after": found.error_after}
     factors = links.as_document(found.calibration)

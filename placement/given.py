@@ -8,8 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypedDict
 
-import yaml
-
 from placement.calibration import links
 from placement.calibration.accuracy import AccuracyError
 from placement.calibration.rows import RowError
@@ -24,8 +22,9 @@ from placement.models import catalogue
 from placement.models.model import ModelConfigError, ModelSpec
 from placement.models.precision import with_precision
 from placement.quantities import QuantityError, fraction, percentile, rate_per_s, seconds, tokens
-from placement.shape import ShapeError
+from placement.shape import Shape, ShapeError
 from placement.workload import Lengths, Slo, Workload
+from placement.yaml_reading import YamlError, read_yaml
 
 FindConfig = Callable[[str], Mapping[str, Any] | None]
 _CLUSTER_FILES = (".yaml", ".yml", ".json")
@@ -87,23 +86,27 @@ def _config_file(name: str) -> Path | None:
         return None
 
 
-def cluster(text: str) -> Cluster:
-    """A preset such as '4x dgx-h100', or the path of a YAML or JSON file that describes one."""
+def cluster(text: str, *, field: str = "--cluster") -> Cluster:
+    """A preset such as '4x dgx-h100', or the path of a YAML or JSON file that describes one; `field` is its name."""
     path = Path(text)
-    if path.suffix not in _CLUSTER_FILES:
-        try:
-            return read_cluster(text)
-        except ClusterError as error:
-            told = str(error) if str(error).endswith((".", "?")) else f"{error}."
-            raise InputError(f"--cluster: {told} The name of a file ends in {', '.join(_CLUSTER_FILES)}.") from error
+    is_file = path.suffix in _CLUSTER_FILES
     try:
-        description = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return read_cluster(read_yaml(path.read_text(encoding="utf-8")) if is_file else text)
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--cluster: {path} cannot be read: {_why(error)}.") from error
-    except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())  # a parser shows the place on lines of its own
-        raise InputError(f"--cluster: {path} is not YAML or JSON: {reason}.") from error
-    return read_cluster(description)
+        raise InputError(f"{field}: {path} cannot be read: {_why(error)}.") from error
+    except (ClusterError, YamlError) as error:
+        told = str(error) if str(error).endswith((".", "?")) else f"{error}."
+        if is_file:
+            raise InputError(f"{field}: {path}: {told}") from error
+        raise InputError(f"{field}: {told} The name of a file ends in {', '.join(_CLUSTER_FILES)}.") from error
+
+
+def shape(text: str, *, field: str) -> Shape:
+    """Degrees such as tp4 or tp2pp2; `field` is their name."""
+    try:
+        return Shape.parse(text)
+    except ShapeError as error:
+        raise InputError(f"{field}: {error}") from error
 
 
 def workload(arguments: argparse.Namespace) -> Workload:

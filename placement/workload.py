@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from placement.fields import FieldError
 
+MAX_MEAN_TOKENS, MAX_SPREAD = 1e8, 10.0
+
 
 class WorkloadError(FieldError):
     """A workload or an SLO that nobody can have. The message names the field, the value and what is accepted."""
@@ -21,8 +23,8 @@ class Lengths:
     spread: float = 0.0
 
     def __post_init__(self) -> None:
-        _check("mean_tokens", self.mean_tokens, at_least=1, at_most=1e8)
-        _check("spread", self.spread, at_least=0, at_most=10)
+        _check("mean_tokens", self.mean_tokens, at_least=1, at_most=MAX_MEAN_TOKENS)
+        _check("spread", self.spread, at_least=0, at_most=MAX_SPREAD)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,11 +12,12 @@ from reconcile_builders import pools_of
 
 from deployments import fleet
 from deployments.app import INGRESS_DEPLOYMENT, REPLICA_DEPLOYMENT
-from deployments.controller.observing import World
+from deployments.controller.observing import Observer, World
 from deployments.controller.records import Intent, ModelRecord, ReplicaRecord
 from deployments.fleet import FleetPlan
 from deployments.islands import Inventory
 from deployments.reconcile import Desired, Limits
+from deployments.replica import ReplicaReport
 from deployments.routing import Limits as AdmissionLimits
 from placement import Cluster, Layout, Shape
 
@@ -72,14 +73,21 @@ class Application:
     layout: Layout | None
     started_s: float
     deleted_s: float | None = None
+    died_s: float | None = None
 
-    def overview(self, now_s: float, is_doomed: bool) -> ApplicationStatusOverview | None:
+    def die(self, now_s: float) -> None:
+        """Its process ends; Serve starts another, for which all its nodes must be there."""
+        self.died_s = now_s
+
+    def overview(self, now_s: float, is_doomed: bool, is_recovering: bool) -> ApplicationStatusOverview | None:
         kind = REPLICA_DEPLOYMENT if self.layout else INGRESS_DEPLOYMENT
         if self.deleted_s is not None:
             is_there = now_s < self.deleted_s + DELETE_S
             return application(ApplicationStatus.DELETING, kind=kind) if is_there else None
-        if self.layout and now_s < self.started_s + START_S:
+        if is_recovering or (self.layout and now_s < self.started_s + START_S):
             return application(ApplicationStatus.DEPLOYING, kind=kind)
+        if self.died_s is not None and now_s < self.died_s + START_S:
+            return application(ApplicationStatus.UNHEALTHY, kind=kind)
         if is_doomed:
             return application(ApplicationStatus.DEPLOY_FAILED, message="Traceback:\n  x\nRuntimeError: out of memory")
         return application(ApplicationStatus.RUNNING, kind=kind)
@@ -87,9 +95,11 @@ class Application:
 
 @dataclass(slots=True)
 class MemoryServe:
-    """Stands for `deployments.fleet`, the observer and Ray's key-value store; time goes on by `tick` alone.
+    """Stands for `deployments.fleet`, the hardware and Ray's key-value store; time goes on by `tick` alone.
 
-    `crash_before` counts the calls that change anything: before that one the controller dies, once.
+    `crash_before` counts the calls that change anything: before that one the controller dies, once. While it `recovers`
+    it says of everything that it is being deployed, as a Serve controller does that was started again. Replicas in
+    `silent` do not answer.
     """
 
     cluster: Cluster = field(default_factory=lambda: cluster_of(2, 2))
@@ -102,10 +112,16 @@ class MemoryServe:
     apps: dict[str, Application] = field(default_factory=dict)
     requests: dict[str, int] = field(default_factory=dict)
     started: list[str] = field(default_factory=list)
-    is_away: bool = False
+    refuses: Callable[[str], bool] = lambda name: False  # to start what is named so
+    recovers: bool = False
+    silent: Callable[[str], bool] = lambda name: False
 
     is_ours = staticmethod(fleet.is_ours)
     is_going = staticmethod(fleet.is_going)
+    is_running = staticmethod(fleet.is_running)
+    has_failed = staticmethod(fleet.has_failed)
+    cause_of = staticmethod(fleet.cause_of)
+    waits_for = staticmethod(fleet.waits_for)
 
     def tick(self, seconds: float = 1.0) -> None:
         self.now_s += seconds
@@ -123,7 +139,7 @@ class MemoryServe:
 
     def start_replica(self, plan: FleetPlan, name: str, layout: Layout, where: Inventory, secret: str) -> None:
         self._count()
-        if self.is_away:
+        if self.refuses(name):
             raise ConnectionError("Serve's controller is being restarted")
         assert self._status(name) is None, f"{name} is there already"
         taken = {seat for app in self._seated().values() for seat in app.seats}
@@ -148,7 +164,9 @@ class MemoryServe:
 
     def _status(self, name: str) -> ApplicationStatusOverview | None:
         app = self.apps.get(name)
-        return app.overview(self.now_s, self.doomed(name)) if app else None
+        if app and app.layout and not {seat.node for seat in app.layout.seats} <= {n.name for n in self.cluster.nodes}:
+            app.die(self.now_s)
+        return app.overview(self.now_s, self.doomed(name), self.recovers) if app else None
 
     def _seated(self) -> dict[str, Application]:
         def holds(app: Application) -> bool:
@@ -156,23 +174,30 @@ class MemoryServe:
 
         return {name: app for name, app in self.apps.items() if app.layout and holds(app)}
 
-    # --- the observer ---
+    def seated_applications(self) -> frozenset[str]:
+        return frozenset(self._seated())
 
-    async def look(self, replicas: Mapping[str, ReplicaRecord]) -> World:
-        applications = self.applications()
+    async def report_of(self, name: str) -> ReplicaReport:
+        layout = self.apps[name].layout
         alive = {node.name for node in self.cluster.nodes}
+        if layout is None or self.silent(name) or not {seat.node for seat in layout.seats} <= alive:
+            raise TimeoutError
+        return replace(report_of(layout), unfinished_requests=self.requests[name])
+
+    # --- the hardware ---
+
+    def hardware(self) -> tuple[Inventory, frozenset[str]]:
+        selectors: dict[str, dict[str, str]] = {node.name: {} for node in self.cluster.nodes}
+        return Inventory(cluster=self.cluster, selectors=selectors, ray_node_ids={}), self.leaving
+
+    # --- the replicas ---
+
+    def work(self, replicas: Mapping[str, ReplicaRecord]) -> None:
+        """What has been drained long enough, or is to be moved, has no requests any more."""
         for name, record in replicas.items():
             is_drained = record.intent is Intent.DRAIN and self.now_s >= record.since_s + DRAIN_S
             if is_drained or record.intent is Intent.MOVE:
                 self.requests[name] = 0
-        reports = {
-            name: replace(report_of(record.layout), unfinished_requests=self.requests[name])
-            for name, record in replicas.items()
-            if fleet.is_running(applications.get(name)) and {seat.node for seat in record.layout.seats} <= alive
-        }
-        where = Inventory(cluster=self.cluster, selectors={name: {} for name in alive}, ray_node_ids={})
-        seated = frozenset(self._seated())
-        return World(where=where, leaving=self.leaving, applications=applications, seated=seated, reports=reports)
 
     # --- ray.experimental.internal_kv ---
 
@@ -204,6 +229,18 @@ class MemoryServe:
             if fleet.is_running(status) and app.layout:
                 counts[str(app.layout.shape)] = counts.get(str(app.layout.shape), 0) + 1
         return counts
+
+
+class MemoryObserver(Observer):
+    """The real one over a Serve in memory, whose replicas work between two looks."""
+
+    def __init__(self, serve: MemoryServe) -> None:
+        super().__init__(serve.hardware, now=lambda: serve.now_s)
+        self._serve = serve
+
+    async def look(self, replicas: Mapping[str, ReplicaRecord]) -> World:
+        self._serve.work(replicas)
+        return await super().look(replicas)
 
 
 def without(cluster: Cluster, names: Iterable[str]) -> Cluster:

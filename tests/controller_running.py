@@ -7,11 +7,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from controller_builders import MODEL, Crash, MemoryServe, model_record
+from controller_builders import MODEL, Crash, MemoryObserver, MemoryServe, model_record
 from reconcile_builders import pools_of
 
 from deployments.control.events import EventLog
-from deployments.controller import reconciling, records
+from deployments.controller import executing, observing, reconciling, records
 from deployments.controller.reconciling import Reconciler
 from deployments.controller.records import Store
 from deployments.membership import Member, Membership
@@ -21,7 +21,8 @@ class Controller:
     """One controller after the other over the same Serve."""
 
     def __init__(self, serve: MemoryServe, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(reconciling, "fleet", serve)
+        for module in (executing, observing, reconciling):
+            monkeypatch.setattr(module, "fleet", serve)
         monkeypatch.setattr(records, "internal_kv", serve)
         self.serve = serve
         self.told: list[str] = []
@@ -32,9 +33,13 @@ class Controller:
     def begin(self) -> None:
         """A new process: all that it knows is what was stored."""
         self.events = EventLog(capacity=10_000, first_number=1, now=lambda: datetime.now(UTC))
-        observer: Any = self.serve
         self.reconciler = Reconciler(
-            Store(), observer, self.events, "secret", lambda model: self.unfinished, now=lambda: self.serve.now_s
+            Store(),
+            MemoryObserver(self.serve),
+            self.events,
+            "secret",
+            lambda model: self.unfinished,
+            now=lambda: self.serve.now_s,
         )
         self.store = self.reconciler.store
 

@@ -5,7 +5,7 @@ import itertools
 import json
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,18 +63,17 @@ def bodies(model: str, count: int, tokens: int) -> list[dict[str, Any]]:
 def run(
     url: str, requests: Sequence[dict[str, Any]], meanwhile: Callable[[], Any] | None = None, after_s: float = 1.0
 ) -> list[Answer]:
-    """Send all requests at once; ``meanwhile`` happens (in a thread) ``after_s`` after their start."""
-
-    async def disturb() -> None:
-        if meanwhile is not None:
-            await asyncio.sleep(after_s)
-            await asyncio.to_thread(meanwhile)
+    """Send all requests at once; ``meanwhile`` happens (in a thread) ``after_s`` after their start, amid them."""
 
     async def play() -> list[Answer]:
         limits = httpx.Limits(max_connections=None)
         async with httpx.AsyncClient(base_url=url, timeout=600, limits=limits, trust_env=False) as client:
-            answers: list[Awaitable[Any]] = [stream(client, body) for body in requests]
-            return (await asyncio.gather(*answers, disturb()))[:-1]
+            answers = [asyncio.create_task(stream(client, body)) for body in requests]
+            if meanwhile is not None:
+                await asyncio.sleep(after_s)
+                assert not all(answer.done() for answer in answers), f"all streams have ended within {after_s:g} s"
+                await asyncio.to_thread(meanwhile)
+            return await asyncio.gather(*answers)
 
     return asyncio.run(play())
 

@@ -112,6 +112,13 @@ def large() -> PageFleet:
     return PageFleet(nodes, view(CHAT, [*wide, *half]), view(CODER, coder), view("acme/embed-7b", tiny))
 
 
+def nothing() -> PageFleet:
+    """Before the first node has joined."""
+    fleet = PageFleet(())
+    fleet.views = {}
+    return fleet
+
+
 def option(kind: str, pools: dict[str, int], why: str, **changes: float) -> dict[str, Any]:
     known = {"attainment": 0.981, "final_attainment": 0.993, "gpu_s": 14_400.0, "transition_gpu_s": 620.0}
     return {

@@ -18,6 +18,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, TypeVar
 
 import psutil
 from running_system import until
@@ -26,6 +27,7 @@ from deployments import install
 from deployments.crossover import namespaces
 from deployments.crossover.namespaces import PREFIX, NamespaceError, run_all
 
+T = TypeVar("T")
 ROOT = Path(__file__).parents[1]
 NETWORK = "10.89.0"
 GATEWAY = f"{NETWORK}.254"
@@ -85,12 +87,20 @@ class Machine:
 
     def processes(self) -> list[str]:
         """Command lines of all its processes but sshd, in any state."""
+        return self._told(lambda process: process.name() != "sshd" and (" ".join(process.cmdline()) or process.name()))
+
+    def environments(self, program: str) -> list[dict[str, str]]:
+        """Of those of its processes that run a program."""
+        return self._told(lambda process: process.name() == program and process.environ())
+
+    def _told(self, tell: Callable[[psutil.Process], T | Literal[False]]) -> list[T]:
+        """What is told of each of its processes; those of which nothing is are left out."""
         mine = Path(f"/proc/{self.pid}/ns/pid").readlink()
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.NoSuchProcess, OSError):
-                if Path(f"/proc/{process.pid}/ns/pid").readlink() == mine and process.name() != "sshd":
-                    found.append(" ".join(process.cmdline()) or process.name())
+                if Path(f"/proc/{process.pid}/ns/pid").readlink() == mine and (told := tell(process)):
+                    found.append(told)
         return found
 
 

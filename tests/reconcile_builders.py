@@ -78,11 +78,12 @@ def run(
     cluster: Cluster = TWO_ISLANDS,
     limits: Limits | None = None,
     doomed: Callable[[str], bool] = lambda name: False,
+    clinging: Callable[[str], bool] = lambda name: False,
     leaving: frozenset[str] = frozenset(),
 ) -> tuple[list[str], World, Next]:
     """Reconcile until nothing happens any more: the steps as `at: step`, the world then, and the last decision."""
     limits = limits or make_limits()
-    start = World(actual=actual, durations=DURATIONS, limits=limits, doomed=doomed)
+    start = World(actual=actual, durations=DURATIONS, limits=limits, doomed=doomed, clinging=clinging)
     moments = list(simulate(start, lambda seen: look(seen, *wishes, cluster=cluster, limits=limits, leaving=leaving)))
     log = [
         f"{moment.world.actual.now_s - actual.now_s:g}: {told(step)}"

@@ -2,8 +2,8 @@
 
 Tokens are paid afterwards: a request takes what its body suggests, and gives back or adds what it has really used when
 that is known. So a bucket may be overdrawn, by what the requests of one moment use, and then stays closed until it is
-filled again. A prompt counts once, as in the `usage` of the answer, however many choices there are of it. Each ingress
-counts for itself.
+filled again. A prompt counts once, as in the `usage` of the answer, however many choices or beams there are of it.
+Each ingress counts for itself.
 """
 
 import math
@@ -12,6 +12,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 from deployments.access.keys import KeyRecord
+from deployments.metrics.counting import PromptTokens
 
 MINUTE_S = 60.0
 BYTES_PER_TOKEN = 4  # of a body: about that of English text, and of JSON around it
@@ -70,19 +71,18 @@ class Charge:
     reserved_tokens: float
     now_s: Callable[[], float]
     used_tokens: int = field(default=0)
-    prompts: dict[int, Sequence[int]] = field(default_factory=dict)  # kept, so that no other gets the id of one
+    prompts: PromptTokens = field(default_factory=PromptTokens)
 
     def use_prompt(self, token_ids: Sequence[int]) -> None:
-        """Count a prompt; once for all its choices, which share one sequence (vLLM copies the request).
-
-        So do the metrics of the key (`Journey.input_tokens`).
-        """
-        if id(token_ids) not in self.prompts:
-            self.prompts[id(token_ids)] = token_ids
-            self.use(len(token_ids))
+        """Count a prompt that is asked for, as the metrics of the key do (`Journey.input_tokens`)."""
+        self._take(self.prompts.more(token_ids))
 
     def use(self, tokens: int) -> None:
-        """Count tokens that were really computed, whenever that is known."""
+        """Count tokens that were generated, whenever that is known."""
+        self.prompts.generated(tokens)
+        self._take(tokens)
+
+    def _take(self, tokens: int) -> None:
         self.used_tokens += tokens
         if self.tokens is not None:
             self.tokens.take(tokens, self.now_s())

@@ -18,6 +18,7 @@ from deployments.control.client import ControlClient, ControlError
 from deployments.control.fleet_table import audit_shown, event_lines, fleets_shown, forecast_shown, plain
 from deployments.control.progress import follow, patiently
 from deployments.control.wire import Accepted, EventPage, FleetView, Limits, PoolsTarget, Way
+from deployments.program import INTERRUPTED
 from placement import Shape, ShapeError
 from placement.quantities import QuantityError, fraction, seconds
 
@@ -38,7 +39,7 @@ examples:
   archipelago repartition my-model tp4pp2 --dry-run       the steps, the stall and the GPUs it takes
   archipelago repartition my-model tp4pp2                 the same, then asks, then follows it to its end
   archipelago repartition my-model tp2 --replicas 3 --way rolling --floor 50% --yes
-Ends with 0 when the new shape serves, with 1 when it was refused or rolled back. Ctrl-C ends only this command.
+Ends with 0 when the new shape serves, with 1 when it was refused or rolled back. Ctrl-C ends only this command (130).
 """
 SCALE_EXAMPLES = """\
 examples:
@@ -71,7 +72,6 @@ def add_fleet_commands(commands: Any, connect: Connect) -> None:
         command: argparse.ArgumentParser = commands.add_parser(
             name,
             help=summary,
-            description=f"{summary[0].upper()}{summary[1:]}.",
             epilog=examples,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
@@ -201,7 +201,9 @@ def _change(arguments: argparse.Namespace, client: ControlClient, now: FleetView
         drain_timeout_s=_seconds(arguments.drain_timeout, "--drain-timeout"),
     )
     # With the version that was looked at: whoever says yes says it to this forecast.
-    target = PoolsTarget(pools=pools, reason=arguments.reason, way=arguments.way, limits=limits, if_version=now.version)
+    target = PoolsTarget(
+        pools=pools, reason=arguments.reason, way=arguments.way, limits=limits, if_version=now.version, retry=True
+    )
     preview = client.set_pools(now.model, target.model_copy(update={"dry_run": True}))
     _print(_json({"preview": preview}) if arguments.json else forecast_shown(now.model, target.pools, preview))
     if preview.forecast.infeasible is not None or arguments.dry_run:
@@ -236,7 +238,7 @@ def _followed(
             plain(f"archipelago: the change of {model} goes on; see `archipelago fleet {model} --watch`"),
             soft_wrap=True,
         )
-        return 1
+        return INTERRUPTED
     _print(_json({"outcome": outcome}) if arguments.json else plain(outcome.sentence))
     return 0 if outcome.reached else 1
 

@@ -18,7 +18,6 @@ class EventLog:
 
     def __init__(self, *, capacity: int, first_number: int, now: Callable[[], datetime]) -> None:
         self._events: deque[Event] = deque(maxlen=capacity)
-        self._first_number = first_number
         self._next_number = first_number
         self._now = now
         self._arrival = asyncio.Event()

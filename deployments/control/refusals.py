@@ -28,10 +28,11 @@ def admit(target: PoolsTarget, current: FleetView) -> Refusal | bool:
     """Whether `target` would change the fleet, or why it is not taken.
 
     A target whose pools are wanted already is no change, even with an old version: the sender may only be repeating a
-    request whose answer was lost. Way and limits say how to get there, so they alone are no change either. A model may
-    be removed at any time: what is under way ends with it.
+    request whose answer was lost. Way and limits say how to get there, so they alone are no change either. But what was
+    given up may be asked for once more, by who says so. A target of the pools of before ends what is under way, and so
+    does the removal of the model.
     """
-    if target.pools == current.desired_pools:
+    if target.pools == current.desired_pools and not (target.retry and current.phase == "degraded"):
         return False
     if target.if_version is not None and target.if_version != current.version:
         return Refusal(
@@ -40,11 +41,12 @@ def admit(target: PoolsTarget, current: FleetView) -> Refusal | bool:
             f"{current.version}, with {named(current.desired_pools)}. Read the fleet and decide again.",
             current=current,
         )
-    if current.repartition is not None and target.pools:
+    if current.repartition is not None and target.pools not in ({}, current.repartition.before):
         return Refusal(
             kind="busy",
             sentence=f"pools: {named(target.pools)} is not accepted while {current.model} is repartitioned to "
-            f"{named(current.desired_pools)}; give the same pools, or wait until that is done.",
+            f"{named(current.desired_pools)}; wait until that is done, or give the pools of before to go back: "
+            f"{named(current.repartition.before)}.",
             current=current,
         )
     return True

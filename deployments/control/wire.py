@@ -68,6 +68,7 @@ class RepartitionView(Wire):
     doing: str = Field(description="The step that runs now, in words.")
     announced_stall_s: Seconds = Field(description="Longest time a stream was announced to stand still.")
     running_s: Seconds
+    before: Pools = Field(default={}, description="What it began with: a target of these pools goes back to them.")
 
 
 class Transitions(Wire):
@@ -173,6 +174,7 @@ class PoolsTarget(Wire):
     limits: Limits = Limits()
     if_version: NonNegativeInt | None = Field(default=None, description="Refuse unless the fleet has this version.")
     dry_run: bool = Field(default=False, description="Only say what would be done.")
+    retry: bool = Field(default=False, description="Try again, where these pools were given up; else it is no change.")
     lease: LeaseClaim | None = Field(default=None, description="Refuse unless this holder has this lease.")
 
 

@@ -5,5 +5,7 @@
     Ray, Serve, replicas --> what is found --+                          |
                                                                         +--> membership --> every ingress
 
-It holds no stream and no token: while it is away everything that serves goes on serving.
+It holds no stream and no token: while it is away everything that serves goes on serving. What it does not know it does
+not take for nothing: a replica that does not answer, a Serve that was started again and doubts everything, an ingress
+that has not spoken yet change nothing for a while.
 """

@@ -28,6 +28,7 @@ from deployments.control.wire import (
     Overview,
     PoolsTarget,
 )
+from deployments.controller.hardware import Hardware
 from deployments.controller.observing import Observer
 from deployments.controller.reconciling import Reconciler
 from deployments.controller.records import ModelRecord, Settings, Store
@@ -56,7 +57,7 @@ class FleetController:
         self._settings = settings
         self._store = Store()
         self._heard: dict[str, tuple[float, str, IngressReport]] = {}  # by ingress: when, its model, what it said
-        observer = Observer(settings.gpu_memory_bytes)
+        observer = Observer(Hardware(settings.gpu_memory_bytes).look)
         self._reconciler = Reconciler(self._store, observer, events, settings.secret, self._unfinished_requests)
         self._audit = _audit_log(Path(settings.state_dir))
         self._targets = Targets(self._reconciler, events, self._audit, self._speeds)
@@ -124,11 +125,16 @@ class FleetController:
         return tuple(name for name, record in self._store.replicas.items() if record.model == model)
 
     async def close(self, model: str, timeout_s: float) -> int:
-        """Take no new requests for the model, wait for those there are; return how many are left in the end."""
+        """Take no new requests for the model, wait for those there are; return how many are left in the end.
+
+        A controller that is new waits first for the ingresses to tell it of any, however short the timeout.
+        """
         self._reconciler.close(model)
         self._announce()
         deadline_s = time.monotonic() + timeout_s
-        while (left := self._unfinished_requests(model)) and time.monotonic() < deadline_s:  # noqa: ASYNC110
+        while (left := self._unfinished_requests(model)) is None or (  # noqa: ASYNC110
+            left and time.monotonic() < deadline_s
+        ):
             await asyncio.sleep(BUSY_PERIOD_S)  # the ingresses tell whenever they ask for the membership
         return left
 
@@ -141,9 +147,12 @@ class FleetController:
         """Leave no record behind: the last model has gone."""
         self._store.clear()
 
-    def _unfinished_requests(self, model: str) -> int:
-        """Requests that clients still wait for, as the ingresses have told."""
-        return sum(report.unfinished_requests for served, report in self._reports() if served == model)
+    def _unfinished_requests(self, model: str) -> int | None:
+        """Requests that clients still wait for, as the ingresses have told; None before all have had the time to."""
+        told = [report.unfinished_requests for served, report in self._reports() if served == model]
+        record = self._store.models.get(model)
+        is_early = time.monotonic() - self._began_s < REPORT_LIFETIME_S
+        return None if is_early and record is not None and len(told) < record.plan.ingresses else sum(told)
 
     def _reports(self) -> list[tuple[str, IngressReport]]:
         silent_s = time.monotonic() - REPORT_LIFETIME_S

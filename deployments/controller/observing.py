@@ -2,48 +2,54 @@
 
 import asyncio
 import logging
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
-import ray
-from ray._private.state import state as ray_state
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
-from ray.serve.schema import ApplicationStatusOverview
+from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview
 
 from deployments import fleet
+from deployments.controller.hardware import NOTHING
 from deployments.controller.records import Intent, ReplicaRecord
-from deployments.gpu_memory import gpu_memory_bytes
-from deployments.islands import Inventory, NoGpusError, inventory
+from deployments.islands import Inventory
 from deployments.reconcile import Phase, ReplicaState
 from deployments.replica import ReplicaReport
-from placement import Cluster
 
 ASK_TIMEOUT_S = 3.0
-NOTHING = Inventory(cluster=Cluster(nodes=()), selectors={}, ray_node_ids={})
+# A Serve controller that was started again says DEPLOYING of everything until it has looked at each replica
+# (ray/serve/_private/application_state.py, `_status`). For so long that is no news of a replica that served.
+SERVE_RECOVERY_S = 30.0
+
+Look = Callable[[], tuple[Inventory, frozenset[str]]]
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class World:
-    """What was found. ``leaving``: names of nodes that Ray is draining. ``reports``: of replicas that answered."""
+    """What was found. ``leaving``: names of nodes that Ray is draining. ``reports``: of the replicas that serve.
+
+    Those in ``unheard`` have not answered this controller yet: the report is an earlier one's, and tells no load.
+    """
 
     where: Inventory = NOTHING
     leaving: frozenset[str] = frozenset()
     applications: Mapping[str, ApplicationStatusOverview] = field(default_factory=dict)
     seated: frozenset[str] = frozenset()
     reports: Mapping[str, ReplicaReport] = field(default_factory=dict)
+    unheard: frozenset[str] = frozenset()
 
 
 class Observer:
-    """Asks Ray, Serve and the replicas. Keeps the memory of nodes' GPUs, which cannot change, and last answers."""
+    """Asks Ray (by ``hardware``), Serve and the replicas. Keeps their last answers, and when each ran last."""
 
-    def __init__(self, gpu_memory: int | None) -> None:
-        self._given_bytes = gpu_memory
-        self._memory_bytes: dict[str, int] = {}
-        self._reports: dict[str, ReplicaReport] = {}
+    def __init__(self, hardware: Look, now: Callable[[], float] = time.monotonic) -> None:
+        self._hardware = hardware
+        self._now = now
+        self._answers: dict[str, ReplicaReport] = {}
+        self._ran_s: dict[str, float] = {}
 
     async def look(self, replicas: Mapping[str, ReplicaRecord]) -> World:
         """See everything once."""
@@ -52,26 +58,27 @@ class Observer:
         seated = await asyncio.to_thread(fleet.seated_applications)
         running = [name for name in replicas if fleet.is_running(applications.get(name))]
         answers = await asyncio.gather(*map(_ask, running))
+        now_s = self._now()
+        self._ran_s = {name: now_s if name in running else self._ran_s.get(name, now_s) for name in replicas}
+        well = [name for name in replicas if name in running or self._is_doubted(applications.get(name), name, now_s)]
         # A replica that is too busy to answer serves all the same: its last answer stands while Serve says it is well.
-        known = {name: self._reports[name] for name in running if name in self._reports}
-        self._reports = known | {name: answer for name, answer in zip(running, answers, strict=True) if answer}
+        known = {name: self._answers[name] for name in well if name in self._answers}
+        self._answers = known | {name: answer for name, answer in zip(running, answers, strict=True) if answer}
+        earlier = {name: replicas[name].report for name in well if name not in self._answers}
+        unheard = {name: report for name, report in earlier.items() if report is not None}
         return World(
-            where=where, leaving=leaving, applications=applications, seated=seated, reports=self._reports.copy()
+            where=where,
+            leaving=leaving,
+            applications=applications,
+            seated=seated,
+            reports=unheard | self._answers,
+            unheard=frozenset(unheard),
         )
 
-    def _hardware(self) -> tuple[Inventory, frozenset[str]]:
-        nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-        unknown = [node for node in nodes if node["Alive"] and node["NodeID"] not in self._memory_bytes]
-        if self._given_bytes is not None:
-            self._memory_bytes.update({node["NodeID"]: self._given_bytes for node in unknown})
-        elif unknown:
-            self._memory_bytes.update(gpu_memory_bytes(unknown))
-        try:
-            where = inventory(nodes, self._memory_bytes)
-        except NoGpusError:
-            return NOTHING, frozenset()
-        draining = set(ray_state.get_draining_nodes())
-        return where, frozenset(name for name, node_id in where.ray_node_ids.items() if node_id in draining)
+    def _is_doubted(self, overview: ApplicationStatusOverview | None, name: str, now_s: float) -> bool:
+        """Whether it ran until a moment ago, and a new Serve controller is looking at it."""
+        is_deploying = overview is not None and overview.status == ApplicationStatus.DEPLOYING
+        return is_deploying and now_s - self._ran_s[name] < SERVE_RECOVERY_S
 
 
 async def _ask(name: str) -> ReplicaReport | None:
@@ -93,7 +100,7 @@ def state_of(record: ReplicaRecord, world: World) -> ReplicaState:
         layout=record.layout,
         phase=phase,
         since_s=record.since_s,
-        unfinished_requests=report.unfinished_requests if report else 0,
+        unfinished_requests=None if record.name in world.unheard else report.unfinished_requests if report else 0,
         cause=cause,
     )
 

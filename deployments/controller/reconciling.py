@@ -4,42 +4,37 @@ import asyncio
 import itertools
 import logging
 import time
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
-from typing import Literal
 
 from deployments import fleet
 from deployments.control.events import EventLog
-from deployments.control.wire import EventKind, Outcome
+from deployments.control.wire import EventKind
+from deployments.controller.executing import Executor
 from deployments.controller.members import membership
 from deployments.controller.observing import Observer, World, is_gone, state_of
-from deployments.controller.records import Intent, ModelRecord, ReplicaRecord, Store
+from deployments.controller.records import Intent, ModelRecord, Store
 from deployments.controller.standing import Standing
 from deployments.membership import Membership
 from deployments.reconcile import (
     Actual,
     Adjusted,
-    CountFailure,
     Desired,
-    Drain,
     Durations,
-    Hold,
-    Move,
+    Next,
     Phase,
-    Release,
     ReplicaState,
-    RollBack,
-    Settle,
     Start,
     Step,
-    Stop,
     Way,
+    is_owed,
     next_steps,
     survive,
     wanted,
     without_nodes,
 )
+from placement.layout import Place
 
 GUESSED_START_S = 60.0
 GUESSED_STOP_S = 3.0
@@ -50,7 +45,7 @@ log = logging.getLogger(__name__)
 class Reconciler:
     """The state of the controller between two turns, all of which can be found again after a crash.
 
-    ``unfinished`` tells how many requests the ingresses of a model have.
+    ``unfinished`` tells how many requests the ingresses of a model have, None while that is not known.
     """
 
     def __init__(
@@ -59,19 +54,18 @@ class Reconciler:
         observer: Observer,
         events: EventLog,
         secret: str,
-        unfinished: Callable[[str], int],
+        unfinished: Callable[[str], int | None],
         now: Callable[[], float] = time.time,
     ) -> None:
         self.store = store
         self.world = World()
         self.shortfalls: dict[str, str] = {}
         self.blocked: dict[str, str] = {}
-        self.ways: dict[str, Way] = {}
-        self.ended: dict[str, Counter[tuple[Way, Outcome]]] = {}
         self.memberships: dict[str, Membership] = {}
         self._observer = observer
         self._events = events
         self._secret = secret
+        self._executor = Executor(store, events, secret, now)
         self._unfinished = unfinished
         self._now = now
         self._phases: dict[str, tuple[Phase, str]] = {}  # as told last, with the cause
@@ -95,11 +89,14 @@ class Reconciler:
             records={name: record.memory for name, record in self.store.models.items()},
         )
 
-    def wish(self, record: ModelRecord) -> tuple[Desired, str]:
-        """What to work towards now, and why that is not the desired state where hardware is missing."""
+    def wish(self, record: ModelRecord, reserved: frozenset[Place] = frozenset()) -> tuple[Desired, str]:
+        """What to work towards now, and why that is not the desired state where hardware is missing.
+
+        ``reserved``: GPUs that other models are about to take.
+        """
         desired = wanted(record.desired, record.memory.about(record.desired.version))
         others = [one for one in self.replicas if one.model != desired.model and one.phase is not Phase.STOPPING]
-        taken = frozenset(place for one in others for place in one.layout.places)
+        taken = reserved | {place for one in others for place in one.layout.places}
         left = without_nodes(self.world.where.cluster, self.world.leaving)
         adjusted = survive(desired, left, lambda shape: shape in record.shapes, tuple(record.shapes), taken=taken)
         if not isinstance(adjusted, Adjusted):
@@ -116,8 +113,8 @@ class Reconciler:
             pools=wish.pools,
             shortfall=shortfall or blocked or None,
             is_stuck=bool(blocked) and is_still,
-            way=self.ways.get(model, Way.SURGE),
-            ended=self.ended.get(model, {}),
+            way=self._executor.ways.get(model, Way.SURGE),
+            ended=self._executor.ended.get(model, {}),
         )
 
     def durations(self, record: ModelRecord) -> Durations:
@@ -128,19 +125,54 @@ class Reconciler:
     # --- a turn ---
 
     async def turn(self) -> bool:
-        """Go one round; True when there was something to do, or something is on its way."""
-        self.world = await self._observer.look(self.store.replicas)
+        """Go one round; True when there was something to do, or something is on its way.
+
+        Raises:
+            ExceptionGroup: what went wrong with some models, when all that concerns the others has been done.
+        """
+        before, self.world = self.world, await self._observer.look(self.store.replicas)
+        self._note_losses(before)
+        self._remember_reports()
         await self._bury()
         await self._delete_strays()
-        await self._hand_over()
-        self._note_phases()
+        troubles: dict[str, Exception] = {}
+        await self._hand_over(troubles)
+        self._note_phases(but_of=troubles.keys())
         steps: list[Step] = []
-        for model in list(self.store.models):
-            await self._keep_ingress(self.store.models[model])
-            steps += await self._reconcile(self.store.models[model])
+        reserved: frozenset[Place] = frozenset()
+        for model in [model for model in self._in_turn() if model not in troubles]:
+            with _collected(troubles, model):
+                await self._keep_ingress(self.store.models[model])
+                outcome = await self._reconcile(self.store.models[model], reserved)
+                steps += outcome.steps
+                reserved |= outcome.reserved
         self.publish()
+        if troubles:
+            raise ExceptionGroup(f"not looked after: {', '.join(troubles)}", list(troubles.values()))
         is_ending = any(not record.desired.pools for record in self.store.models.values())
         return bool(steps) or is_ending or any(one.phase is not Phase.SERVING for one in self.replicas)
+
+    def _in_turn(self) -> list[str]:
+        """The models, those first that have given up GPUs for a moment, or lost some."""
+        actual = self.actual()
+        return sorted(
+            self.store.models, key=lambda model: is_owed(self.wish(self.store.models[model])[0], actual), reverse=True
+        )
+
+    def _note_losses(self, before: World) -> None:
+        """Tell of nodes that have gone or are about to go, for whichever models."""
+        gpus = {node.name: node.gpus for node in before.where.cluster.nodes}
+        for name in sorted(gpus.keys() - self.world.where.selectors.keys()):
+            self._events.add("", "loss", f"Node {name} has gone, with {gpus[name]} GPUs.")
+        for name in sorted(self.world.leaving - before.leaving):
+            self._events.add("", "loss", f"Node {name} is about to go: Ray drains it.")
+
+    def _remember_reports(self) -> None:
+        """Store where each replica serves, and that it does."""
+        for one in [one for one in self.store.replicas.values() if one.intent is not Intent.STOP]:
+            report = self.world.reports.get(one.name)
+            if (report and (report.host, report.port)) != (one.report and (one.report.host, one.report.port)):
+                self.store.put_replica(replace(one, report=report))
 
     async def _bury(self) -> None:
         """Forget stopped replicas of which nothing is left, and models that have gone."""
@@ -155,11 +187,12 @@ class Reconciler:
             if record.desired.pools or any(one.model == model for one in self.store.replicas.values()):
                 continue
             if record.plan.ingress_name in self.world.applications:
-                if not self._unfinished(model):  # else some clients have not been told yet that it is over
+                if self._unfinished(model) == 0:  # else some clients have not been told yet that it is over
                     await asyncio.to_thread(fleet.delete, record.plan.ingress_name)
                 continue
             self.store.drop_model(model)
-            for remembered in (self.shortfalls, self.blocked, self.ways, self.ended, self.memberships):
+            self._executor.forget(model)
+            for remembered in (self.shortfalls, self.blocked, self.memberships):
                 remembered.pop(model, None)
             self._events.add(model, "reached", "The model is no longer served.")
 
@@ -171,23 +204,23 @@ class Reconciler:
                 self._events.add("", "controller", "It is not on record, so it is deleted.", replica=name)
                 await asyncio.to_thread(fleet.delete, name)
 
-    async def _hand_over(self) -> None:
+    async def _hand_over(self, troubles: dict[str, Exception]) -> None:
         """Have Serve start what was put on record before Serve, or an earlier controller, died over it."""
         for one in self.store.replicas.values():
             is_new = one.name not in self._phases and one.name not in self.world.applications
             has_nodes = {seat.node for seat in one.layout.seats} <= self.world.where.selectors.keys()
             is_late = self._now() - one.since_s >= self.store.models[one.model].limits.start_timeout_s
             if is_new and has_nodes and not is_late and one.intent is Intent.RUN:
-                await self._start(one)
+                with _collected(troubles, one.model):
+                    await self._executor.start(one, self.world.where)
+                    await self._see_applications()
 
-    async def _start(self, record: ReplicaRecord) -> None:
-        plan = self.store.models[record.model].plan
-        await asyncio.to_thread(fleet.start_replica, plan, record.name, record.layout, self.world.where, self._secret)
-        # Serve knows it from now on; until the next look it is as if it had been seen.
+    async def _see_applications(self) -> None:
+        """Serve knows what was started from now on; until the next look it is as if it had been seen."""
         self.world = replace(self.world, applications=await asyncio.to_thread(fleet.applications))
 
-    def _note_phases(self) -> None:
-        for one in self.replicas:
+    def _note_phases(self, but_of: Collection[str]) -> None:
+        for one in [one for one in self.replicas if one.model not in but_of]:
             before, cause = self._phases.get(one.name, (None, ""))
             if one.phase is before and one.cause in ("", cause):
                 continue
@@ -205,9 +238,9 @@ class Reconciler:
         if record.desired.pools and record.plan.ingress_name not in self.world.applications:
             await asyncio.to_thread(fleet.start_ingress, record.plan, self._secret)
 
-    async def _reconcile(self, record: ModelRecord) -> tuple[Step, ...]:
+    async def _reconcile(self, record: ModelRecord, reserved: frozenset[Place]) -> Next:
         model = record.plan.model
-        wish, shortfall = self.wish(record)
+        wish, shortfall = self.wish(record, reserved)
         self._tell(self.shortfalls, model, "replan", shortfall)
         outcome = next_steps(
             self.actual(),
@@ -216,12 +249,15 @@ class Reconciler:
             record.limits,
             self.durations(record),
             leaving=self.world.leaving,
+            reserved=reserved,
         )
         self._tell(self.blocked, model, "failure", str(outcome.blocked[model]) if model in outcome.blocked else "")
-        self.ways |= outcome.ways
+        self._executor.ways |= outcome.ways
         for step in outcome.steps:
-            await self._execute(step)
-        return outcome.steps
+            await self._executor.execute(step, self.world.where)
+            if isinstance(step, Start):
+                await self._see_applications()
+        return outcome
 
     def _tell(self, said: dict[str, str], model: str, kind: EventKind, text: str) -> None:
         """Make an event of a state, once."""
@@ -229,45 +265,6 @@ class Reconciler:
         if text != before:
             said[model] = text
             self._events.add(model, kind if text else "step", text or f"No longer: {before}")
-
-    async def _execute(self, step: Step) -> None:
-        match step:
-            case Start(name=name, model=model, layout=layout, reason=reason):
-                self._events.add(model, "step", f"Start on {_islands(step)}. {reason}", replica=name)
-                record = ReplicaRecord(name=name, model=model, layout=layout, since_s=self._now())
-                self.store.begin_replica(record, next_index=int(name.rpartition("--")[2]) + 1)
-                await self._start(record)
-            case Drain(name=name, reason=reason):
-                self._intend(name, Intent.DRAIN, f"Drain. {reason}")
-            case Move(name=name, reason=reason):
-                self._intend(name, Intent.MOVE, f"Move its requests. {reason}")
-            case Stop(name=name, reason=reason):
-                self._intend(name, Intent.STOP, f"Stop. {reason}")
-                await asyncio.to_thread(fleet.delete, name)
-            case Hold(model=model, stall_s=stall_s, reason=reason):
-                self._change(model, "stall", reason, is_held=True, stall_s=stall_s)
-            case Release(model=model, reason=reason):
-                self._change(model, "stall", f"Requests go on. {reason}", is_held=False)
-            case RollBack(model=model, record=memory, reason=reason):
-                self._change(model, "rollback", reason, memory=memory)
-            case CountFailure(model=model, record=memory, reason=reason):
-                self._count(model, "failed")
-                self._change(model, "failure", reason, memory=memory)
-            case Settle(model=model, record=memory, reason=reason):
-                outcome: Literal["rolled-back", "reached"] = "rolled-back" if memory.given_up else "reached"
-                self._count(model, outcome)
-                self._change(model, outcome, reason, memory=memory, stall_s=0.0)
-
-    def _count(self, model: str, outcome: Outcome) -> None:
-        self.ended.setdefault(model, Counter())[self.ways.get(model, Way.SURGE), outcome] += 1
-
-    def _intend(self, name: str, intent: Intent, text: str) -> None:
-        self.store.intend(name, intent, self._now())
-        self._events.add(self.store.replicas[name].model, "step", text, replica=name)
-
-    def _change(self, model: str, kind: EventKind, text: str, **changes: object) -> None:
-        self.store.put_model(replace(self.store.models[model], **changes))  # type: ignore[arg-type]
-        self._events.add(model, kind, text)
 
     # --- for the ingresses ---
 
@@ -287,5 +284,10 @@ class Reconciler:
                 self.memberships[model] = replace(now, version=next(self._versions))
 
 
-def _islands(step: Start) -> str:
-    return ", ".join(sorted({seat.island for seat in step.layout.seats}))
+@contextmanager
+def _collected(troubles: dict[str, Exception], model: str) -> Iterator[None]:
+    """What is wrong with one model must not keep the controller from looking after the others."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001  raised again at the end of the turn
+        troubles[model] = error

@@ -16,10 +16,15 @@ from deployments.control.gate import Caller
 from deployments.control.leases import LeaseRecord
 from deployments.fleet import FleetPlan
 from deployments.reconcile import Desired, Limits, Record
+from deployments.replica import ReplicaReport
 from deployments.routing import PredictedSpeed
 from placement import Layout, Shape
 
 _NAMESPACE = b"archipelago"
+# A request waits at worst through a start that is given up after twice the time it should take, and for what served
+# before, which may take as long.
+WAY_BACK_STALLS = 2
+HOLD_STALLS = 2 + WAY_BACK_STALLS
 
 
 class Intent(StrEnum):
@@ -33,13 +38,18 @@ class Intent(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaRecord:
-    """One replica that was begun. ``since_s`` (wall clock) is when its intent or its health changed last."""
+    """One replica that was begun. ``since_s`` (wall clock) is when its intent or its health changed last.
+
+    ``report`` is what it said when it began to serve, None while it does not: by it a new controller knows who serves,
+    and where, also of a replica that is too busy to answer at once.
+    """
 
     name: str
     model: str
     layout: Layout
     since_s: float
     intent: Intent = Intent.RUN
+    report: ReplicaReport | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,9 +77,20 @@ class ModelRecord:
     changed_at_s: float = 0.0
 
     @property
+    def hold_s(self) -> float:
+        """How long a request that has lost its replica waits for another."""
+        return max(self.plan.hold_s, HOLD_STALLS * self.stall_s)
+
+    @property
     def limits(self) -> Limits:
-        """What the change that is under way may cost."""
-        return replace(self.configured_limits, **self.asked_limits)
+        """What the change that is under way may cost.
+
+        Where all requests wait for it, a start that hangs ends while there is time to go back to what served before.
+        """
+        asked = replace(self.configured_limits, **self.asked_limits)
+        if not self.stall_s:
+            return asked
+        return replace(asked, start_timeout_s=min(asked.start_timeout_s, self.hold_s - WAY_BACK_STALLS * self.stall_s))
 
     @property
     def start_s(self) -> float | None:

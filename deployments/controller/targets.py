@@ -9,12 +9,13 @@ from deployments.control.audit import AuditLog, entry_of
 from deployments.control.events import EventLog
 from deployments.control.leases import Leases
 from deployments.control.refusals import Refusal, admit, does_not_fit, named, unknown_model
-from deployments.control.wire import Accepted, FleetView, ForecastView, Obstacle, Overview, PoolsTarget
+from deployments.control.wire import Accepted, AuditEntry, FleetView, ForecastView, Obstacle, Overview, PoolsTarget
 from deployments.controller import views
 from deployments.controller.reconciling import Reconciler
 from deployments.controller.records import ModelRecord
-from deployments.reconcile import Desired, Way, forecast
+from deployments.reconcile import Desired, Pools, Way, forecast
 
+LAUNCHER = "the launcher"  # in the audit log: `archipelago serve` and `stop`
 Speeds = Mapping[str, float]
 
 
@@ -48,8 +49,9 @@ class Targets:
         )
 
     def serve(self, record: ModelRecord) -> None:
-        """Serve a model, or serve it differently."""
+        """Serve a model, or serve it differently. Raises OSError, and does nothing, as `set_pools`."""
         known = self._store.models.get(record.plan.model)
+        self._put_on_record("serve", record.plan.model, known, record.desired.pools, record.desired.reason)
         before = known.desired.version if known else self._store.last_version
         if known is not None:  # what serves now is what a failure goes back to
             record = replace(record, memory=known.memory, starts_s=known.starts_s)
@@ -57,12 +59,28 @@ class Targets:
         self._store.put_model(replace(record, desired=desired, changed_at_s=self._now()))
 
     def remove(self, model: str) -> None:
-        """Serve a model no longer, if it is served."""
+        """Serve a model no longer, if it is served. Raises OSError, and does nothing, as `set_pools`."""
         record = self._store.models.get(model)
         if record is not None:
+            self._put_on_record("delete", model, record, (), "`archipelago stop`, or a failed `serve`")
             gone = replace(record.desired, pools=(), version=record.desired.version + 1, reason="stopped")
             self._store.put_model(replace(record, desired=gone, changed_at_s=self._now()))
             self._events.add(model, "target", "The launcher wants no pools: `archipelago stop`, or a failed `serve`.")
+
+    def _put_on_record(self, what: str, model: str, known: ModelRecord | None, pools: Pools, reason: str) -> None:
+        """What is done with the rights of the Ray cluster, past the control API, is in the audit log too."""
+        self._audit.record(
+            AuditEntry(
+                at=datetime.fromtimestamp(self._now(), UTC),
+                who=LAUNCHER,
+                model=model,
+                what=what,
+                before=views.wire_pools(known.desired.pools) if known else {},
+                after=views.wire_pools(pools),
+                outcome="accepted",
+                reason=reason or "as configured",
+            )
+        )
 
     def set_pools(self, model: str, target: PoolsTarget, who: str) -> Accepted | Refusal:
         """Take a target, or say why not. Raises OSError, and takes nothing, when it cannot be put on record."""
@@ -103,10 +121,12 @@ class Targets:
 
     def _forecast(self, record: ModelRecord) -> ForecastView:
         reconciler = self._reconciler
+        # With what the others want: what one of them gives up for a moment, on its way to other pools, is not free.
+        others = [one for model, one in self._store.models.items() if model != record.plan.model]
         return views.forecast_view(
             forecast(
                 reconciler.actual(),
-                [record.desired],
+                [*(reconciler.wish(one)[0] for one in others), record.desired],
                 record.plan.model,
                 reconciler.world.where.cluster,
                 record.limits,

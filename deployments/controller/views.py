@@ -114,7 +114,7 @@ def _replica_view(replica: ReplicaState, speeds: Mapping[str, float], now_s: flo
             SeatView(rank=seat.rank, island=seat.island, node=seat.node, slot=seat.slot)
             for seat in replica.layout.seats
         ),
-        unfinished_requests=replica.unfinished_requests,
+        unfinished_requests=replica.unfinished_requests or 0,
         tokens_per_s=speeds.get(replica.name),
         cause=replica.cause or None,
     )
@@ -138,6 +138,7 @@ def _repartition(
         doing=doing,
         announced_stall_s=record.stall_s,
         running_s=max(0.0, now_s - record.changed_at_s),
+        before=wire_pools(record.memory.last_good or ()),
     )
 
 

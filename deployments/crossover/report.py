@@ -79,7 +79,8 @@ def plot(record: Record, comparisons: Sequence[Comparison], path: Path) -> None:
         matplotlib.use("agg")
         pyplot = importlib.import_module("matplotlib.pyplot")
     except ModuleNotFoundError as error:
-        raise PlotError("the plot needs matplotlib: pip install matplotlib") from error
+        install = ".venv/bin/uv pip install --python .venv/bin/python matplotlib"
+        raise PlotError(f"the plot needs matplotlib: {install}") from error
     figure, panels = pyplot.subplots(1, len(WORKS), figsize=(13, 4.4), layout="constrained")
     for panel, work in zip(panels, WORKS, strict=True):
         for cut in ACROSS:

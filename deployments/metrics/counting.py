@@ -2,6 +2,7 @@
 
 from bisect import bisect_left
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from itertools import accumulate
@@ -51,6 +52,39 @@ class Served:
     preemptions: int = 0
     ttft: Durations = field(default_factory=Durations)
     tpot: Durations = field(default_factory=Durations)
+
+
+@dataclass(slots=True)
+class PromptTokens:
+    """Counts the prompts of one HTTP request, which may be many to the engines, as its `usage` does.
+
+    Several choices share one prompt, which is one list (vLLM copies the request). Beam search asks anew for each token
+    of each beam, with all tokens before it as the prompt (vllm/entrypoints/generate/beam_search/online.py): those were
+    counted as the prompt that it began with, and as generated ones.
+    """
+
+    _whole: dict[int, Sequence[int]] = field(default_factory=dict)  # kept, so that no other gets the id of one
+    _hashes: set[int] = field(default_factory=set)
+    _has_generated: bool = False
+    _spare: int = 0  # generated tokens that no prompt has ended with yet
+
+    def generated(self, tokens: int) -> None:
+        """Tokens have come for one of the prompts."""
+        self._has_generated = self._has_generated or tokens > 0
+        self._spare += tokens
+
+    def more(self, token_ids: Sequence[int]) -> int:
+        """How many tokens of this prompt were not counted before."""
+        if id(token_ids) in self._whole:
+            return 0
+        goes_on = self._has_generated and hash(tuple(token_ids[:-1])) in self._hashes
+        self._hashes.add(hash(tuple(token_ids)))
+        if goes_on:  # where a beam has split, one of its halves ends with a token that was not counted
+            self._spare -= 1
+            self._spare, uncounted = (self._spare, 0) if self._spare >= 0 else (0, 1)
+            return uncounted
+        self._whole[id(token_ids)] = token_ids
+        return len(token_ids)
 
 
 REFUSALS = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)  # for want of room

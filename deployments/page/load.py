@@ -28,11 +28,11 @@ from deployments.page.scraped import (
     summed,
     told_in,
 )
+from placement.promised import USUAL_SHARE
 
 WINDOW_S = 60.0
 LEAST_PERIOD_S = 1.5  # however many people look
 TIMEOUT_S = 2.0
-PERCENTILE = 0.95  # where nobody tells the SLO
 
 Fetch = Callable[[str], Awaitable[str]]  # the series of the ingress at host:port
 router = APIRouter()
@@ -110,7 +110,7 @@ class Loads:
         self._lock = asyncio.Lock()
 
     async def read(self, targets: Sequence[MetricsTarget], percentiles: Mapping[str, float]) -> LoadPage:
-        """The load now; `percentiles` are those that the autoscaler goes by. Others are as the ingresses promise."""
+        """The load now; `percentiles` are those that the autoscaler goes by. Others are as promised, or as usual."""
         async with self._lock:
             if self._now() - self._asked_at_s >= LEAST_PERIOD_S:
                 await self._look([(target.labels["model"], one) for target in targets for one in target.targets])
@@ -145,7 +145,7 @@ def model_load(model: str, looks: Iterable[Sequence[Look]], percentile: float | 
     """One model's load, from what each of its ingresses told, the oldest look first. Pure."""
     ingresses = list(looks)
     promised = ingresses[0][-1].told.promised
-    percentile = percentile or promised.percentile or PERCENTILE
+    percentile = percentile or promised.percentile or USUAL_SHARE
     gained = [one for each in ingresses for one in _gained(each)]
     replicas: dict[str, list[ReplicaSeries]] = defaultdict(list)
     for each in ingresses:

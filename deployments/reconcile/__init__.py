@@ -11,6 +11,9 @@
                   |                                                             ^
                   +--> FAILED --Stop                    SERVING --Move (swap, node leaving)
 
+    A replica that drains is neither moved nor stopped while what was to take over is broken. One whose requests cannot
+    move is waited for, unless the model is held: then for `Limits.move_timeout_s`, since everybody else waits too.
+
 Nothing is remembered between two looks but what `Actual` says, so the controller may crash at any moment. `forecast`
 answers "what would happen" by looping `next_steps` in a simulated world.
 
@@ -20,7 +23,7 @@ what is missing and what is too many differs.
 
 from deployments.reconcile.forecast import Forecast, Timed, forecast
 from deployments.reconcile.losses import Adjusted, survive
-from deployments.reconcile.reconciler import Next, next_steps
+from deployments.reconcile.reconciler import Next, is_owed, next_steps
 from deployments.reconcile.simulation import World, carry_out, simulate, wait
 from deployments.reconcile.states import (
     Actual,
@@ -80,6 +83,7 @@ __all__ = [
     "carry_out",
     "count_shapes",
     "forecast",
+    "is_owed",
     "name_pools",
     "next_steps",
     "simulate",

@@ -30,13 +30,15 @@ GOING = (Phase.DRAINING, Phase.MOVING, Phase.STOPPING, Phase.FAILED)
 class Next:
     """The steps to execute now, in order, and why a model gets no further (or stays where it was rolled back to).
 
-    `ways` names the way of each model that has replicas to start. No steps and nothing blocked, with no replica on its
-    way up or down: all is as desired.
+    `ways` names the way of each model that has replicas to start. `reserved` are seats that no other model may use:
+    those it starts on and those it waits for. No steps and nothing blocked, with no replica on its way up or down: all
+    is as desired.
     """
 
     steps: tuple[Step, ...] = ()
     blocked: Mapping[str, Infeasible] = field(default_factory=dict)
     ways: Mapping[str, Way] = field(default_factory=dict)
+    reserved: frozenset[Place] = frozenset()
 
 
 def next_steps(
@@ -47,25 +49,25 @@ def next_steps(
     durations: Durations,
     *,
     leaving: frozenset[str] = frozenset(),
+    reserved: frozenset[Place] = frozenset(),
 ) -> Next:
     """What to do now. The same input gives the same steps.
 
     Args:
         actual: what was found.
         desired: one for each model, as `wanted` and `survive` made them. The first has the first choice of free seats,
-            after those that have fewer GPUs than they had: they get back what they gave up. Replicas of other models
-            are left alone.
+            after those that are owed some (`is_owed`). Replicas of other models are left alone.
         cluster: the nodes that are alive.
         limits: what a change may cost.
         durations: for the stall that a swap announces.
         leaving: nodes that will go; their replicas are replaced at once and they get no new ones.
+        reserved: seats of models that were looked at before.
     """
     staying = without_nodes(cluster, leaving)
     gpus = {node.name: node.gpus for node in staying.nodes}
     look = _Look(actual=actual, cluster=staying, gpus=gpus, limits=limits, durations=durations)
-    reserved: frozenset[Place] = frozenset()
     index, outcomes = actual.next_index, []
-    for wish in sorted(desired, key=look.is_owed, reverse=True):
+    for wish in sorted(desired, key=lambda wish: is_owed(wish, actual), reverse=True):
         outcome = look.at(wish, reserved, index)
         reserved |= outcome.reserved
         index += sum(isinstance(step, Start) for step in outcome.steps)
@@ -74,12 +76,22 @@ def next_steps(
         steps=tuple(step for outcome in outcomes for step in outcome.steps),
         blocked={outcome.model: outcome.blocked for outcome in outcomes if outcome.blocked},
         ways={outcome.model: outcome.way for outcome in outcomes if outcome.way},
+        reserved=reserved,
     )
+
+
+def is_owed(wish: Desired, actual: Actual) -> bool:
+    """Whether the model has fewer GPUs than it had, on its way to other pools or by a loss, and comes before others.
+
+    Else another model would take what it gave up for a moment.
+    """
+    live = (one.gpus for one in actual.replicas if one.model == wish.model and one.phase not in GOING)
+    return sum(live) < min(gpus_of(actual.record(wish).last_good or ()), gpus_of(wish.pools))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Outcome:
-    """For one model. `reserved` are seats that no other model may use: those it starts on and those it waits for."""
+    """For one model; `reserved` as in `Next`."""
 
     model: str
     steps: tuple[Step, ...]
@@ -97,11 +109,6 @@ class _Look:
     gpus: Mapping[str, int]
     limits: Limits
     durations: Durations
-
-    def is_owed(self, wish: Desired) -> bool:
-        """Whether the model has fewer GPUs than it had: on its way to other pools, or by a loss."""
-        live = (one.gpus for one in self.actual.replicas if one.model == wish.model and one.phase not in GOING)
-        return sum(live) < min(gpus_of(self.actual.record(wish).last_good or ()), gpus_of(wish.pools))
 
     def at(self, wish: Desired, reserved: frozenset[Place], index: int) -> _Outcome:
         record = self.actual.record(wish)
@@ -152,7 +159,7 @@ class _Look:
     def endings(self, stock: Stock, verdict: Verdict) -> Iterator[Move | Stop]:
         """Carry every replica that goes one phase further, if it is time."""
         for one in stock.going:
-            if one.phase is Phase.STOPPING:
+            if one.phase is Phase.STOPPING or self.is_last(stock, one):
                 continue
             if one.name in verdict.failed:
                 yield Stop(name=one.name, reason=f"Its start failed: {verdict.failed[one.name]}.")
@@ -162,22 +169,39 @@ class _Look:
                 )
             elif one.phase is Phase.SERVING:
                 yield Move(name=one.name, reason=self.why_unsafe(one))
-            elif one.unfinished_requests == 0:
+            elif not (one.unfinished_requests or self.is_unknown(one)):
                 yield Stop(name=one.name, reason="It has no requests left.")
-            elif one.phase is Phase.DRAINING:
+            else:
                 yield from self.cut_short(stock, one)
 
+    def is_last(self, stock: Stock, one: ReplicaState) -> bool:
+        """Whether it drains, but what was to take over has broken and nothing waits for its GPUs: it goes on."""
+        has_heir = bool(stock.serving or stock.missing or not stock.desired.pools)
+        return one.phase is Phase.DRAINING and not has_heir and self.is_safe(one)
+
+    def is_unknown(self, one: ReplicaState) -> bool:
+        """Whether it may have requests though none are told; what is lost has none."""
+        return one.unfinished_requests is None and self.is_safe(one)
+
     def cut_short(self, stock: Stock, one: ReplicaState) -> Iterator[Move | Stop]:
-        """End a drain that must not go on; a model that goes has nowhere to move requests to."""
-        is_late = self.actual.now_s - one.since_s >= self.limits.drain_timeout_s
-        late = f"drain_timeout_s = {self.limits.drain_timeout_s:g} is over"
+        """End a drain, or a move, that must not go on; a model that goes has nowhere to move requests to."""
+        if one.phase is Phase.MOVING:
+            limit, timeout_s = "the time for moving", self.limits.move_timeout_s
+        else:
+            limit, timeout_s = "drain_timeout_s", self.limits.drain_timeout_s
+        is_late = self.actual.now_s - one.since_s >= timeout_s
+        late = f"{limit} = {timeout_s:g} is over"
+        is_held = one.model in self.actual.held
         if is_late and not stock.desired.pools:
             yield Stop(name=one.name, reason=f"The model goes, and {late}.")
+        elif one.phase is Phase.MOVING:
+            if is_late and is_held:
+                yield Stop(name=one.name, reason=f"What is left on it cannot move, all others wait, and {late}.")
         elif is_late:
             yield Move(name=one.name, reason=f"It still has requests, and {late}.")
         elif not self.is_safe(one):
             yield Move(name=one.name, reason=self.why_unsafe(one))
-        elif one.model in self.actual.held:
+        elif is_held:
             yield Move(name=one.name, reason="The requests of the model are held until its GPUs come free.")
 
     def why_unsafe(self, one: ReplicaState) -> str:
@@ -189,7 +213,8 @@ class _Look:
         """Hold requests while no replica is left to take them, until one is; a model that never served has none."""
         model = stock.desired.model
         ended = {step.name for step in ending if isinstance(step, Drain | Move | Stop)}
-        has_taker = any(one.name not in ended for one in stock.serving)
+        takers = (*stock.serving, *(one for one in stock.going if self.is_last(stock, one)))
+        has_taker = any(one.name not in ended for one in takers)
         is_hopeless = dead_end is not None or not stock.desired.pools
         has_requests = bool(record.last_good) or any(isinstance(step, Move) for step in ending)
         if model in self.actual.held:

@@ -30,12 +30,16 @@ class UnknownReplicaError(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class World:
-    """What is, and what will come of it. Replicas in `doomed` (by name) fail instead of becoming ready."""
+    """What is, and what will come of it. Replicas in `doomed` (by name) fail instead of becoming ready.
+
+    Those in `clinging` have a request that cannot move, and lasts.
+    """
 
     actual: Actual
     durations: Durations
     limits: Limits
     doomed: Callable[[str], bool] = field(default=lambda name: False)
+    clinging: Callable[[str], bool] = field(default=lambda name: False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +92,7 @@ def carry_out(world: World, step: Step) -> World:
 def wait(world: World) -> World | None:
     """The world when the next thing happens or the next deadline passes; None where nothing will."""
     actual = world.actual
-    ends = {one.name: _end_s(one, world.durations) for one in actual.replicas}
+    ends = {one.name: None if _lasts(one, world) else _end_s(one, world.durations) for one in actual.replicas}
     due = [max(end, actual.now_s) for end in ends.values() if end is not None]
     due += [at_s for at_s in _deadlines(actual, world.limits) if at_s > actual.now_s]
     if not due:
@@ -117,14 +121,18 @@ def _in_phase(actual: Actual, name: str, phase: Phase) -> Actual:
     return replace(actual, replicas=tuple(changed))
 
 
+def _lasts(one: ReplicaState, world: World) -> bool:
+    return one.phase in (Phase.DRAINING, Phase.MOVING) and one.unfinished_requests != 0 and world.clinging(one.name)
+
+
 def _end_s(one: ReplicaState, durations: Durations) -> float | None:
     """When the replica's phase ends by itself, or its requests are done."""
     match one.phase:
         case Phase.STARTING:
             return one.since_s + durations.start_s
-        case Phase.DRAINING if one.unfinished_requests:
+        case Phase.DRAINING if one.unfinished_requests != 0:
             return one.since_s + durations.drain_s
-        case Phase.MOVING if one.unfinished_requests:
+        case Phase.MOVING if one.unfinished_requests != 0:
             return one.since_s
         case Phase.STOPPING:
             return one.since_s + durations.stop_s
@@ -149,6 +157,8 @@ def _deadlines(actual: Actual, limits: Limits) -> Iterator[float]:
             yield one.since_s + limits.start_timeout_s
         elif one.phase is Phase.DRAINING:
             yield one.since_s + limits.drain_timeout_s
+        elif one.phase is Phase.MOVING:
+            yield one.since_s + limits.move_timeout_s
     for record in actual.records.values():
         tries = len(record.failed_at_s)
         if 0 < tries <= len(limits.retry_after_s):

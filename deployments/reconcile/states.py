@@ -32,14 +32,17 @@ class Way(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaState:
-    """One replica as it is found. `since_s` is when it entered its phase; `cause` says why a start failed, or waits."""
+    """One replica as it is found. `since_s` is when it entered its phase; `cause` says why a start failed, or waits.
+
+    `unfinished_requests` is None where that is not known: nothing that waits for the last of them goes on.
+    """
 
     name: str
     model: str
     layout: Layout
     phase: Phase
     since_s: float
-    unfinished_requests: int = 0
+    unfinished_requests: int | None = 0
     cause: str = ""
 
     @property
@@ -159,6 +162,9 @@ class Actual:
         return self.records.get(desired.model, Record()).about(desired.version)
 
 
+LEAST_MOVE_S = 10.0  # in which all that can move has moved
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """What a change may cost. Raises `ValueError` for a value out of range.
@@ -182,6 +188,11 @@ class Limits:
         for name, value in waits.items():
             if not value >= 0:
                 raise ValueError(f"{name} is {value}; it must be at least 0.")
+
+    @property
+    def move_timeout_s(self) -> float:
+        """How long others wait for requests that are still on a replica they should move away from."""
+        return max(self.drain_timeout_s, LEAST_MOVE_S)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

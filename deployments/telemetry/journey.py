@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
-from deployments.metrics.counting import REFUSALS, RequestOutcome, SloOutcome
+from deployments.metrics.counting import REFUSALS, PromptTokens, RequestOutcome, SloOutcome
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
@@ -21,7 +21,6 @@ ABORTED, FAILED = "abort", "error"  # vLLM's words (vllm/v1/engine/__init__.py, 
 class Leg:
     """One request to the engines. `replica` is the last one that it got tokens of."""
 
-    prompt_token_ids: Sequence[int]
     wire_id: str
     moves: int = 0
     replica: str = ""
@@ -49,6 +48,8 @@ class Journey:
     span: "Span | None" = None
     trace_headers: Mapping[str, str] | None = None
     legs: dict[str, Leg] = field(default_factory=dict)
+    prompts: PromptTokens = field(default_factory=PromptTokens)
+    input_tokens: int = 0
     first_replica: str = ""
     first_at_s: float | None = None
     status: int = 0  # none was sent yet
@@ -60,7 +61,8 @@ class Journey:
         """A leg is about to go to a replica, under another wire id each time that it really goes."""
         leg = self.legs.get(engine_id)
         if leg is None:
-            self.legs[engine_id] = Leg(prompt_token_ids=prompt_token_ids, wire_id=wire_id)
+            self.legs[engine_id] = Leg(wire_id=wire_id)
+            self.input_tokens += self.prompts.more(prompt_token_ids)
         elif wire_id != leg.wire_id:
             leg.wire_id = wire_id
             leg.moves += 1
@@ -77,6 +79,7 @@ class Journey:
                 leg.first_at_s = now_s
             leg.last_at_s, leg.replica, leg.shape = now_s, replica, shape
             leg.output_tokens += tokens
+            self.prompts.generated(tokens)
         leg.finish_reason = finish_reason
 
     def failed(self) -> None:
@@ -92,12 +95,6 @@ class Journey:
     def tpot_s(self) -> float | None:
         """That of the slowest leg."""
         return max((tpot_s for leg in self.legs.values() if (tpot_s := leg.tpot_s) is not None), default=None)
-
-    @property
-    def input_tokens(self) -> int:
-        """Each prompt once, however many choices it has: those share one sequence (vLLM copies the request)."""
-        prompts = {id(leg.prompt_token_ids): len(leg.prompt_token_ids) for leg in self.legs.values()}
-        return sum(prompts.values())
 
     @property
     def output_tokens(self) -> int:

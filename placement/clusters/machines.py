@@ -109,6 +109,9 @@ def machine(name: str) -> Machine:
     presets = _presets()
     found = presets.machine_names.get(_machine_slug(name))
     if found is None:
+        kinds = {kind.kind for kind in _kinds_named(name)}
+        if having := [machine.name for machine in presets.machines.values() if machine.gpu.kind in kinds]:
+            raise ClusterError(f"{name!r} is a GPU and no machine; machines that have it are {', '.join(having)}.")
         hint = closest(_machine_slug(name), presets.machine_names, all_names=presets.machines)
         raise ClusterError(f"machine {name!r} is not known; {hint}")
     return presets.machines[found]

@@ -26,6 +26,7 @@ Target = Literal["tpot", "ttft"]
 
 TARGETS: tuple[Target, ...] = get_args(Target)
 LABELS = ("engine", "gpu", "family", "precision", "version", "client", "kind")
+_RELEASE = "release"  # follows from the version
 _ROUNDS = 4  # of reweighting points that fit nothing
 _OUTLIER = 0.15  # a residual (log) this far from its neighbours has half the weight
 _LEAST_WEIGHT = 0.02
@@ -58,6 +59,7 @@ KERNEL: Mapping[Target, tuple[Component, ...]] = {
         Component(("engine", "version"), scale * 0.01, 0.5),
         Component(("engine", "client"), scale * 0.01, 0.0),
         Component(("family", "engine", "version", "precision"), scale * 0.02, 0.5),
+        Component(("family", "engine", "release", "precision"), scale * 0.04, 0.5),
     )
     for target, scale in _SCALE.items()
 }
@@ -190,7 +192,7 @@ def _weights(points: Points, target: Target, logarithms: Array) -> Array:
 
 def _covariance(left: Points, right: Points, target: Target) -> Array:
     near = _nearness(left.places, right.places)
-    same = {label: _same(left, right, index) for index, label in enumerate(LABELS)}
+    same = {label: _same(_words(left, label), _words(right, label)) for label in (*LABELS, _RELEASE)}
     total = np.zeros_like(near)
     for component in KERNEL[target]:
         shared = np.logical_and.reduce([same[label] for label in component.same])
@@ -203,11 +205,17 @@ def _nearness(left: Array, right: Array) -> Array:
     return np.asarray(np.exp(-0.5 * squares / _DISTANCE**2))
 
 
-def _same(left: Points, right: Points, index: int) -> NDArray[np.bool_]:
-    """Which pairs share a label; compared as numbers, because comparing text takes most of the time otherwise."""
+def _words(points: Points, label: str) -> list[str]:
+    """What each point has for `label`. Its release is its version without the month; nightly builds are one release."""
+    if label == _RELEASE:
+        releases = (version.partition(" ")[0] for version in _words(points, "version"))
+        return ["nightly" if release.startswith("nightly") else release for release in releases]
+    index = LABELS.index(label)
+    return [labels[index] for labels in points.labels]
+
+
+def _same(ours: Sequence[str], theirs: Sequence[str]) -> NDArray[np.bool_]:
+    """Which pairs share a word; compared as numbers, because comparing text takes most of the time otherwise."""
     numbers: dict[str, int] = {}
-    ours, theirs = (
-        np.array([numbers.setdefault(labels[index], len(numbers)) for labels in points.labels])
-        for points in (left, right)
-    )
-    return np.asarray(ours[:, None] == theirs[None, :])
+    left, right = (np.array([numbers.setdefault(word, len(numbers)) for word in words]) for words in (ours, theirs))
+    return np.asarray(left[:, None] == right[None, :])

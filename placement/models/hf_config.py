@@ -86,7 +86,6 @@ def read(config: Mapping[str, Any], *, name: str, hf_quant_config: Mapping[str, 
         "attention_free_layers": sum(mixer is Mixer.NONE for mixer, _ in kinds),
         "mlp_free_layers": sum(mlp is Mlp.NONE for _, mlp in kinds),
         "parallel_mlp": _is_parallel(fields),
-        "mtp_layers": _mtp_layers(fields),
         "per_layer_embedding_size": len(kinds) * fields.optional("hidden_size_per_layer_input"),
         "notes": (checkpoint.note,) if checkpoint.note else (),
         **heads,
@@ -131,10 +130,6 @@ def _is_parallel(fields: Fields) -> bool:
     family = fields.text("model_type")
     default = family in _PARALLEL or (family == "falcon" and fields.flag("new_decoder_architecture"))
     return fields.flag("parallel_attn", default=fields.flag("use_parallel_residual", default=default))
-
-
-def _mtp_layers(fields: Fields) -> int:
-    return fields.optional("num_nextn_predict_layers", "mtp_num_hidden_layers", "num_mtp_modules")
 
 
 def _mlp_sizes(fields: Fields, kinds: Sequence[tuple[Mixer, Mlp]], hidden_size: int) -> dict[str, int]:

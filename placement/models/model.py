@@ -1,10 +1,10 @@
 """What the planner needs to know of a model: sizes that decide memory, divisibility, traffic and work.
 
 A `ModelSpec` is read once from a Hugging Face `config.json`. Everything counted here is the language model: the vision
-tower of a multimodal model and biases are left out, and so are multi-token-prediction (MTP) layers, which
-`mtp_parameters` counts apart. Three approximations, all on the safe side for memory: an unknown quantisation counts as
-none, embeddings whose tying the config does not mention count twice, and layers that reuse the cache of another
-(Gemma 3n) count as if they kept their own.
+tower of a multimodal model, biases, and multi-token-prediction layers, which only draft, are left out. Three
+approximations, all on the safe side for memory: an unknown quantisation counts as none, embeddings whose tying the
+config does not mention count twice, and layers that reuse the cache of another (Gemma 3n) count as if they kept their
+own.
 """
 
 import math
@@ -59,7 +59,6 @@ class ModelSpec:
     parallel_mlp: bool = False
     tied_embeddings: bool = False
     per_layer_embedding_size: int = 0
-    mtp_layers: int = 0
     bytes_per_weight: float = 2.0
     attention_bytes_per_weight: float = 0.0
     linear_bytes_per_weight: float = 0.0
@@ -131,11 +130,6 @@ class ModelSpec:
         return self.attention or (self._uniform_attention,)
 
     @property
-    def attention_parameters(self) -> int:
-        """Of one layer of the first kind, with its two norms."""
-        return self.attention_kinds[0].parameters
-
-    @property
     def dense_mlp_parameters(self) -> int:
         """Of one dense layer: gate, up and down, or the last two where there is no gate."""
         return self.mlp_matrices * self.hidden_size * self.intermediate_size
@@ -164,13 +158,6 @@ class ModelSpec:
     def head_parameters(self) -> int:
         """Of the language-model head, which every sampled token goes through."""
         return self.embedding_parameters
-
-    @property
-    def mtp_parameters(self) -> int:
-        """Of the multi-token-prediction layers, which `parameters` leaves out: a last layer each, and its input."""
-        mlp = self.experts * self.expert_parameters + self.shared_expert_parameters + self.router_parameters
-        layer = self.attention_parameters + (mlp if self.is_moe else self.dense_mlp_parameters)
-        return self.mtp_layers * (layer + 2 * self.hidden_size**2)
 
     @property
     def matrices(self) -> tuple[Matrices, ...]:

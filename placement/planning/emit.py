@@ -3,6 +3,8 @@
 import json
 
 from placement.planning.plan import Plan
+from placement.planning.reasons import asked_of
+from placement.workload import Slo
 
 _FP8_BYTES = 1.0
 # What vLLM calls them (vllm/config/parallel.py All2AllBackend); its default needs no word, and NCCL's it does not have.
@@ -23,9 +25,8 @@ def served_configuration(plan: Plan, source: str, *, precision: str | None = Non
     if best is None:
         raise ValueError(f"{plan.question.model.name}: no option meets the SLO, so there is nothing to serve.")
     workload = plan.question.workload
-    asked = f"{workload.requests_per_s:g} requests/s" if workload.requests_per_s else "one replica's work"
     lines = [
-        f"# Planned for {asked}, {workload.input_tokens.mean_tokens:g} tokens in and "
+        f"# Planned for {asked_of(workload)}, {workload.input_tokens.mean_tokens:g} tokens in and "
         f"{workload.output_tokens.mean_tokens:g} out: {best.reason}",
         "models:",
         f"  - source: {json.dumps(source)}",  # YAML takes JSON strings as they are
@@ -47,5 +48,13 @@ def served_configuration(plan: Plan, source: str, *, precision: str | None = Non
         lines.append(f"      all2all_backend: {backend}")
     if plan.question.kv_bytes_per_element == _FP8_BYTES:
         lines.append("      kv_cache_dtype: fp8")
+    lines += _promised(plan.slo)
     lines += ["", "cluster:", "  kind: ray", "  address: auto", ""]
     return "\n".join(lines)
+
+
+def _promised(slo: Slo) -> list[str]:
+    """What the plan keeps, so that dashboards and alerts go by it too."""
+    limits = {"ttft": slo.ttft_s, "tpot": slo.tpot_s}
+    given = [f"{name}: {limit_s * 1e3:g}ms" for name, limit_s in limits.items() if limit_s is not None]
+    return [f"    slo: {{{', '.join(given)}, percentile: p{slo.percentile * 100:g}}}"] if given else []

@@ -3,9 +3,9 @@
 from placement.clusters.terrain import Region, groups
 from placement.collectives import Group
 from placement.cost.prediction import Load, Prediction, Question, predict
+from placement.parts import PARTS
 from placement.planning.option import Option
 from placement.planning.plan import Plan
-from placement.planning.reasons import PART_NAMES
 from placement.shape import Shape, misfits
 
 _MS = 1e3
@@ -92,11 +92,11 @@ def _against(found: Prediction, other: Prediction, running: float) -> list[str]:
 
 def _changes(mine: Load, theirs: Load, other: Shape) -> list[str]:
     """The parts of a step that differ most, gains and losses apart."""
-    differences = {name: mine.parts_s[name] - theirs.parts_s[name] for name in PART_NAMES}
+    differences = {name: mine.parts_s[name] - theirs.parts_s[name] for name in mine.parts_s}
     sentences = []
     for word, sign in (("loses", 1), ("gains", -1)):
         parts = [
-            f"{abs(change) * _MS:.1f} ms on {PART_NAMES[name]} "
+            f"{abs(change) * _MS:.1f} ms on {PARTS[name.removesuffix('_s')]} "
             f"({theirs.parts_s[name] * _MS:.1f} to {mine.parts_s[name] * _MS:.1f})"
             for name, change in sorted(differences.items(), key=lambda item: -sign * item[1])
             if sign * change > _WORTH_SAYING_S

@@ -24,7 +24,7 @@ from placement.planning.assurance import assured, best_assured
 from placement.planning.candidates import shapes
 from placement.planning.chance import expected_cost, spread_in
 from placement.planning.option import Ground, Option, excess, sized, tail
-from placement.planning.reasons import Reasons, binding_sentence, price, tails_sentence, three_digits
+from placement.planning.reasons import Reasons, asked_of, binding_sentence, price, tails_sentence, three_digits
 from placement.planning.search import choose_shape
 from placement.workload import Slo, Workload
 
@@ -228,15 +228,14 @@ def _too_few_gpus(question: Question, slo: Slo, ranked: Sequence[Option], found:
     fit = closest.most_replicas
     missing = max(closest.gpus - region.gpus, closest.shape.tp)  # a group finds no room in what is left of islands
     asked = question.workload
-    wanted = f"{asked.requests_per_s:g} requests/s" if asked.requests_per_s else f"{asked.concurrency:g} clients"
     most = (
         f"{three_digits(fit * asked.requests_per_s / closest.replicas)} requests/s"
         if asked.requests_per_s
-        else f"{int(fit * closest.load.running)} clients"
+        else f"{int(fit * closest.load.running)} concurrent requests"
     )
     answer = Infeasible(
         constraint=(
-            f"{wanted} need {closest.replicas} replicas of {closest.shape}, {closest.gpus} GPUs; "
+            f"{asked_of(asked)} need {closest.replicas} replicas of {closest.shape}, {closest.gpus} GPUs; "
             f"the cluster has {region.gpus} of {region.gpu.name}, room for {fit}"
         ),
         nearest=f"{most}, or at least {missing} more GPUs",

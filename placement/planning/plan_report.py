@@ -10,7 +10,7 @@ from placement.layout import Layout
 from placement.planning.chance import MEASURED
 from placement.planning.option import Option, tail
 from placement.planning.plan import Plan
-from placement.planning.reasons import count, has_limits, per_cent, promise
+from placement.planning.reasons import asked_of, count, has_limits, per_cent, promise
 from placement.workload import Slo
 
 _MS = 1e3
@@ -51,17 +51,12 @@ def as_json(plan: Plan, *, own_sources: Sequence[str] = ()) -> dict[str, Any]:
 def _head(plan: Plan) -> list[str]:
     workload, model = plan.question.workload, plan.question.model
     tokens_in, tokens_out = workload.input_tokens.mean_tokens, workload.output_tokens.mean_tokens
-    asked = "what one replica can do"
-    if workload.requests_per_s is not None:
-        asked = f"{workload.requests_per_s:g} requests/s"
-    elif workload.concurrency is not None:
-        asked = f"{workload.concurrency:g} concurrent requests"
     slo = [f"TTFT {plan.slo.ttft_s * _MS:g} ms"] if plan.slo.ttft_s else []
     slo += [f"TPOT {plan.slo.tpot_s * _MS:g} ms"] if plan.slo.tpot_s else []
     limits = f"{' and '.join(slo)} at p{plan.slo.percentile * 100:g}" if slo else "none"
     return [
         f"{model.name}: {model.parameters / 1e9:.1f}B parameters, {model.weight_bytes / _GIB:.0f} GiB of weights",
-        f"workload: {tokens_in:g} tokens in, {tokens_out:g} out, {asked}",
+        f"workload: {tokens_in:g} tokens in, {tokens_out:g} out, {asked_of(workload)}",
         f"SLO: {limits}",
         "",
     ]

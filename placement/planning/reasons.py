@@ -5,23 +5,14 @@ from dataclasses import dataclass
 
 from placement.cost.prediction import Load
 from placement.layout import Infeasible
+from placement.parts import PARTS
 from placement.planning.option import Option
-from placement.workload import Slo
+from placement.workload import Slo, Workload
 
 _MS = 1e3
 _ALIKE = 0.005  # prices that nobody would tell apart
 _TWICE = 2.0
 _SURE = 0.99
-PART_NAMES = {
-    "overhead_s": "per-step overhead",
-    "matrices_s": "matrix products and weight reads",
-    "experts_s": "experts",
-    "kv_reads_s": "KV cache reads",
-    "prefill_attention_s": "attention of prompts",
-    "all_reduce_s": "all-reduces",
-    "exchange_s": "expert exchange",
-    "send_s": "pipeline sends",
-}
 
 
 def price(option: Option, *, is_sized: bool, by_money: bool) -> float:
@@ -92,6 +83,15 @@ class Reasons:
         return f"{option.usd_per_hour:.2f}" if self.by_money else f"{option.gpus}"
 
 
+def asked_of(workload: Workload) -> str:
+    """How much is asked."""
+    if workload.requests_per_s is not None:
+        return f"{workload.requests_per_s:g} requests/s"
+    if workload.concurrency is not None:
+        return f"{workload.concurrency:g} concurrent requests"
+    return "what one replica can do"
+
+
 def has_limits(slo: Slo) -> bool:
     """Whether there is anything to keep."""
     return slo.ttft_s is not None or slo.tpot_s is not None
@@ -156,7 +156,7 @@ def tails_sentence(option: Option, slo: Slo) -> Infeasible:
 def _largest_parts(load: Load) -> str:
     """The two parts that take most of a decode step, with milliseconds."""
     parts = sorted(load.parts_s.items(), key=lambda part: -part[1])[:2]
-    return " and ".join(f"{PART_NAMES[name]} {seconds * _MS:.1f} ms" for name, seconds in parts)
+    return " and ".join(f"{PARTS[name.removesuffix('_s')]} {seconds * _MS:.1f} ms" for name, seconds in parts)
 
 
 def _compared(ratio: float) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Literal
 
+from placement import parts
 from placement.shape import Shape
 
 Way = Literal["tp", "tp_across", "pp", "tp_pp", "tp_ep", "dp_ep"]
@@ -29,19 +30,7 @@ MEASURES: Mapping[Measure, str] = MappingProxyType(
         "prompt_tokens": "prompt tokens/s",
     }
 )
-PARTS: Mapping[str, str] = MappingProxyType(
-    {
-        "overhead": "launches and small kernels",
-        "matrices": "dense weights",
-        "experts": "experts",
-        "kv_reads": "KV cache reads",
-        "prefill_attention": "attention products over the prompt",
-        "all_reduce": "all-reduces",
-        "exchange": "expert exchanges",
-        "send": "pipeline sends",
-        "prompts": "prompts read in between",
-    }
-)
+PARTS: Mapping[str, str] = MappingProxyType({**parts.PARTS, "prompts": "prompts read in between"})
 _MS = 1e3
 
 

@@ -5,6 +5,7 @@ that of the last minute, how often the largest minute of the horizon stayed belo
 the 0.97 quantile costs (it over the largest minute that came, median). The directory has the first 20 minutes of Azure
 2023 code and conversation, of Mooncake conversation (its ticks of 3 s spread evenly), and the rates of ServeGen m-large
 over 7 days, here interpolated from 10 to 1 minutes with Poisson counts and exponential lengths of its means.
+The last line of a trace is the course of its rate (levels and trends without chance), asked for the second minute.
 About a minute on one processor core. 20-minute traces are asked every 15 s from the fourth minute on, so their windows
 overlap and a coverage of theirs is worth a few independent ones at best.
 
@@ -21,6 +22,7 @@ of straight lines 10 minutes long) a fitted trend is better than ours; where the
 import csv
 import gzip
 import json
+import math
 import sys
 import tarfile
 import time
@@ -32,13 +34,16 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from autoscaling.forecasting.course import course
 from autoscaling.forecasting.forecast import Forecast, forecast
 from autoscaling.observation import Array, History
+from autoscaling.observing.dispersion import index_of_dispersion
 
 _HORIZONS_MIN = (2, 5, 10)
 _QUANTILES = (0.9, 0.97)
 _SERIES = ("requests_per_s", "input_tokens_per_s", "output_tokens_per_s")
 _MINUTE_S = 60.0
+_LEAD_S = 142.0  # a cold start of a 70B model and a window
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +75,7 @@ def main(directory: Path) -> None:
         for horizon_min in _HORIZONS_MIN:
             for line in _lines(trace, horizon_min):
                 sys.stdout.write(line + "\n")
+        sys.stdout.write(_course_line(trace) + "\n")
 
 
 def _lines(trace: Trace, horizon_min: int) -> Iterator[str]:
@@ -92,6 +98,27 @@ def _lines(trace: Trace, horizon_min: int) -> Iterator[str]:
             f"{len(asked):>7}{error / truth.sum():>8.1%}{error / np.abs(last[:, None] - truth).sum():>8.2f}"
             f"{inside[0]:>8.0%}{inside[1]:>8.0%}{cost:>12.2f}{took_ms:>7.1f}"
         )
+
+
+def _course_line(trace: Trace) -> str:
+    """The rate two minutes ahead by its course over twenty minutes: what the policy goes by without a forecast."""
+    per_minute = round(_MINUTE_S / trace.step_s)
+    trend_s = 2 * _LEAD_S
+    errors = []
+    for history, truth in trace.origins(2):
+        counted = history.requests_per_s[-30 * per_minute :]
+        dispersion = index_of_dispersion(counted * trace.step_s) if per_minute > 1 else 1.0
+        rates = counted[len(counted) % per_minute :].reshape(-1, per_minute).mean(axis=1)[-20:]
+        lasted_s = np.full(len(rates), _MINUTE_S)
+        weights = 4 * lasted_s / max(dispersion, 1.0)
+        found = course(np.sqrt(rates), lasted_s, weights, trend_after_s=trend_s)
+        ahead_s = trend_s * -math.expm1(-1.5 * _MINUTE_S / trend_s)
+        said = max(0.0, found.level + found.slope * ahead_s) ** 2
+        errors.append((abs(said - truth[0][1]), abs(rates[-1] - truth[0][1]), truth[0][1]))
+    error, last, whole = np.sum(errors, axis=0)
+    return (
+        f"{trace.name + ', requests by course':<34}{2:>4} min{len(errors):>7}{error / whole:>8.1%}{error / last:>8.2f}"
+    )
 
 
 def _ask(history: History, horizon_min: int, quantile: float) -> Forecast:

@@ -99,6 +99,30 @@ def test_a_prompt_is_charged_once_however_many_choices_it_has() -> None:
     run(scenario, "a")
 
 
+def test_beam_search_is_charged_for_its_prompt_once_and_for_what_its_beams_are_made_of() -> None:
+    """It asks for one token after another, each time with all before it as the prompt."""
+    charge = admitted()
+    prompt = list(range(1000))
+    beams = [prompt]
+    charge.use_prompt(prompt)
+    charge.use(1)
+    for _ in range(9):
+        beams = [[*beam, token] for beam in beams for token in (7, 8)][:4]
+        for beam in beams:
+            charge.use_prompt(beam)
+        charge.use(len(beams))
+    generated, split = 1 + 2 + 8 * 4, 1 + 2
+    assert charge.used_tokens == 1000 + generated + split
+
+
+def test_prompts_that_only_look_like_beams_are_charged() -> None:
+    """Nothing was generated for them that could have been paid for."""
+    charge = admitted()
+    for length in range(1, 5):
+        charge.use_prompt(list(range(length)))
+    assert charge.used_tokens == 1 + 2 + 3 + 4
+
+
 def test_a_charge_ends_with_its_request() -> None:
     """A map of all requests that ever were would fill the memory of an ingress."""
 

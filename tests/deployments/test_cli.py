@@ -1,3 +1,4 @@
+import importlib.metadata
 import os
 import re
 import socket
@@ -136,6 +137,11 @@ def test_every_command_has_help_that_names_its_options(command: str, ran: Ran) -
     assert output.startswith(f"usage: archipelago {command}")
     options = set(re.findall(r"^  (?:-\w, )?(--[\w-]+|[A-Z][A-Z=]*)", output, re.MULTILINE))
     assert options - {"--help"} == set(COMMANDS[command])
+    assert re.match(r"[A-Z].+\.$", output.split("\n\n")[1], re.DOTALL)  # what it is for, in a sentence
+
+
+def test_the_version_is_the_one_that_is_installed(ran: Ran) -> None:
+    assert ran("--version") == (0, f"archipelago {importlib.metadata.version('archipelago')}\n", "")
 
 
 def test_the_help_names_every_command(ran: Ran) -> None:

@@ -72,7 +72,7 @@ def test_an_interrupt_leaves_the_repartition_going_and_says_so(run: Run) -> None
     fleet = MemoryFleet()
     fleet.script = [None, interrupt]
     code, _, errors = run(fleet, "repartition", MODEL, "tp4", "--yes")
-    assert code == 1
+    assert code == 130
     assert errors == "archipelago: the change of acme/tiny goes on; see `archipelago fleet acme/tiny --watch`\n"
     assert fleet.views[MODEL].repartition is not None
 
@@ -206,6 +206,14 @@ def test_what_is_so_already_is_no_change(run: Run) -> None:
     code, output, _ = run(MemoryFleet(), "scale", MODEL, "tp2pp2=1")
     assert code == 0
     assert "that is what is wanted already" in output
+
+
+def test_what_was_given_up_is_tried_again_by_who_asks_for_it_again(run: Run) -> None:
+    fleet = MemoryFleet()
+    fleet.change(desired_pools={"tp4": 1}, phase="degraded", shortfall="version 3 was rolled back")
+    fleet.script = [None, lambda: reached(fleet, {"tp4": 1})]
+    assert run(fleet, "repartition", MODEL, "tp4", "--yes")[0] == 0
+    assert [entry.outcome for entry in fleet.entries] == ["accepted"]
 
 
 @pytest.mark.parametrize("form", ["--dry-run", "--yes"])

@@ -8,13 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from controller_builders import MODEL, MemoryServe, model_record
+from controller_builders import MODEL, MemoryObserver, MemoryServe, model_record
 
 from deployments.control.client import ControlClient, ControlError
 from deployments.control.gate import Caller
 from deployments.control.leases import Leases
 from deployments.control.wire import Accepted, LeaseClaim, PoolsTarget
-from deployments.controller import actor, reconciling, records
+from deployments.controller import actor, executing, observing, reconciling, records
 from deployments.controller.actor import FleetController
 from deployments.controller.records import Settings, Store
 from deployments.controller.targets import Targets
@@ -56,10 +56,10 @@ def meet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Body], No
 
     def meet(body: Body) -> None:
         serve = MemoryServe(now_s=time.time())
-        for module in (actor, reconciling):
+        for module in (actor, executing, observing, reconciling):
             monkeypatch.setattr(module, "fleet", serve)
         monkeypatch.setattr(records, "internal_kv", serve)
-        monkeypatch.setattr(actor, "Observer", lambda memory: serve)
+        monkeypatch.setattr(actor, "Observer", lambda look: MemoryObserver(serve))
         monkeypatch.setattr(actor, "BUSY_PERIOD_S", 0.01)
         monkeypatch.setattr(actor, "IDLE_PERIOD_S", 0.01)
         settings = Settings(
@@ -106,10 +106,11 @@ def test_a_model_is_served_cut_anew_and_ended(meet: Callable[[Body], None]) -> N
         assert taken.version == 2
         await until_steady(one, serve, 2)
         assert serve.serving() == {"tp2": 1}
-        (entry,) = await asyncio.to_thread(client.audit, 10)
+        (entry,) = await asyncio.to_thread(client.audit, 1)
         assert (entry.who, entry.outcome) == ("operator", "accepted")
         page = await asyncio.to_thread(client.events)
         assert "operator wants 1 x tp2: a test" in [event.text for event in page.events]
+        await one.membership(MODEL, 0, report())
         await one.remove(MODEL)
 
         async def is_gone() -> bool:
@@ -193,6 +194,28 @@ def test_closing_waits_for_what_the_ingresses_still_have(meet: Callable[[Body], 
         assert not closing.done()
         await one.membership(MODEL, 0, report("b"))
         assert await closing == 0
+
+    meet(body)
+
+
+def test_a_new_controller_does_not_say_that_nobody_waits_before_it_has_heard(meet: Callable[[Body], None]) -> None:
+    """`archipelago stop` ends all processes on that word."""
+
+    async def body(one: FleetController, client: ControlClient, serve: MemoryServe) -> None:
+        record = model_record("1 tp1")
+        await one.serve(replace(record, plan=replace(record.plan, ingresses=2)))
+        await until_steady(one, serve, 1)
+        await one.membership(MODEL, 0, report("a"))
+        closing = asyncio.create_task(one.close(MODEL, 0))
+        await asyncio.sleep(0.1)
+        assert not closing.done(), "the other ingress has said nothing yet"
+        await one.membership(MODEL, 0, report("b", unfinished=2))
+        assert await closing == 2
+        await one.membership(MODEL, 0, report("b"))
+        assert await one.close(MODEL, 0) == 0
+        one._heard.clear()
+        one._began_s -= actor.REPORT_LIFETIME_S
+        assert await one.close(MODEL, 0) == 0, "an ingress that is silent for so long is none"
 
     meet(body)
 

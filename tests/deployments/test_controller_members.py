@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 from controller_builders import MODEL, model_record
-from controller_running import Begin, begin, membership
+from controller_running import Begin, begin, members, membership
 
 from deployments.controller.records import Intent
 
@@ -46,21 +46,30 @@ def test_requests_of_a_replica_are_no_news_and_where_it_listens_is(begin: Begin)
 @pytest.mark.parametrize(
     ("intent", "accepts", "leaves", "planned"),
     [
-        (Intent.RUN, True, False, 1),
-        (Intent.DRAIN, False, False, 0),
-        (Intent.MOVE, False, True, 0),
-        (Intent.STOP, False, True, 0),
+        (Intent.RUN, True, False, 2),
+        (Intent.DRAIN, False, False, 1),
+        (Intent.MOVE, False, True, 1),
+        (Intent.STOP, False, True, 1),
     ],
 )
 def test_what_an_ingress_may_do_with_a_replica(
     intent: Intent, accepts: bool, leaves: bool, planned: int, begin: Begin
 ) -> None:
+    controller = begin("2 tp1")
+    controller.settle()
+    controller.store.intend("acme-tiny--tp1--0", intent, 0.0)
+    controller.reconciler.publish()
+    member = members(controller)["0"]
+    assert (member.accepts, member.leaves, membership(controller).planned_replicas) == (accepts, leaves, planned)
+
+
+@pytest.mark.parametrize(("intent", "accepts"), [(Intent.DRAIN, True), (Intent.MOVE, False), (Intent.STOP, False)])
+def test_who_drains_takes_requests_while_nobody_else_does(intent: Intent, accepts: bool, begin: Begin) -> None:
     controller = begin("1 tp1")
     controller.settle()
     controller.store.intend("acme-tiny--tp1--0", intent, 0.0)
     controller.reconciler.publish()
-    (member,) = membership(controller).members
-    assert (member.accepts, member.leaves, membership(controller).planned_replicas) == (accepts, leaves, planned)
+    assert members(controller)["0"].accepts is accepts
 
 
 def test_a_model_that_closes_stays_closed_over_a_crash_and_opens_when_it_is_served_again(begin: Begin) -> None:

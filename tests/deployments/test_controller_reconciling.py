@@ -36,7 +36,7 @@ def test_a_repartition_with_spare_gpus_starts_before_it_drains(begin: Begin) -> 
     controller.ask("1 tp2")
     controller.turn()
     assert controller.phases() == {"0": "serving", "1": "serving", "2": "starting"}
-    assert controller.reconciler.ways == {MODEL: Way.SURGE}
+    assert controller.reconciler.standing(controller.store.models[MODEL]).way is Way.SURGE
     while controller.phases().get("2") != "serving":
         assert {name for name, member in members(controller).items() if member.accepts} == {"0", "1"}
         controller.turn()
@@ -70,7 +70,21 @@ def test_a_long_stall_is_held_as_long_as_it_may_last(begin: Begin) -> None:
     controller.store.put_model(controller.store.models[MODEL].with_start(Shape.parse("tp2"), 400.0))
     controller.ask("2 tp2")
     controller.turn()
-    assert membership(controller).hold_s == pytest.approx(2 * 403)
+    assert membership(controller).hold_s == pytest.approx(4 * 403)
+
+
+def test_a_start_that_hangs_while_requests_are_held_ends_before_they_are_given_up(begin: Begin) -> None:
+    hanging = MemoryServe(silent=lambda name: "--tp2--" in name)
+    controller = begin("1 tp2pp2", hanging, limits={"floor": 0.0, "start_timeout_s": 3600.0})
+    controller.settle()
+    controller.ask("2 tp2")
+    controller.turn()
+    held_since_s, hold_s = hanging.now_s, membership(controller).hold_s
+    while "rolled-back" not in controller.kinds():
+        controller.turn()
+        assert hanging.now_s - held_since_s < hold_s
+    assert not membership(controller).holds_new
+    assert members(controller).keys() == {"3"}
 
 
 def test_the_limits_of_a_target_hold_for_it(begin: Begin) -> None:
@@ -123,11 +137,11 @@ def test_a_serve_that_is_away_for_a_moment_is_nobodys_failure(begin: Begin) -> N
     controller = begin("2 tp1")
     controller.settle()
     controller.ask("1 tp2")
-    controller.serve.is_away = True
+    controller.serve.refuses = lambda name: True
     for _ in range(3):
-        with pytest.raises(ConnectionError):
+        with pytest.raises(ExceptionGroup):
             controller.turn()
-    controller.serve.is_away = False
+    controller.serve.refuses = lambda name: False
     controller.settle()
     assert controller.serve.serving() == {"tp2": 1}
     assert not {"failure", "rollback"} & set(controller.kinds())
@@ -178,6 +192,23 @@ def test_what_no_longer_fits_becomes_smaller_and_comes_back_with_the_node(begin:
     assert any(text.startswith("No longer: acme/tiny runs") for text in controller.texts("step"))
     assert not {"failure", "rollback"} & set(controller.kinds())
     check_nothing_is_left_over(controller)
+
+
+def test_who_watches_is_told_once_of_each_node_that_goes(begin: Begin) -> None:
+    controller = begin("1 tp1")
+    controller.settle()
+    assert controller.texts("loss") == []
+    controller.serve.leaving = frozenset({"island-1-node-0"})
+    controller.settle()
+    controller.serve.cluster, controller.serve.leaving = (
+        without(controller.serve.cluster, ["island-1-node-0"]),
+        frozenset(),
+    )
+    controller.settle()
+    assert controller.texts("loss") == [
+        "Node island-1-node-0 is about to go: Ray drains it.",
+        "Node island-1-node-0 has gone, with 2 GPUs.",
+    ]
 
 
 def test_a_node_that_is_about_to_go_is_left_before_it_goes(begin: Begin) -> None:

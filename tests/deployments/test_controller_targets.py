@@ -98,6 +98,46 @@ def test_the_same_target_again_is_no_change(hire: Hire) -> None:
     assert len(operator.controller.texts("target")) == 1
 
 
+def test_what_was_rolled_back_is_tried_again_only_when_that_is_asked_for(hire: Hire) -> None:
+    """Who repeats a target for want of an answer must not cost another start that fails."""
+    operator = hire()
+    operator.controller.serve.doomed = lambda name: "--tp2--" in name
+    operator.ask({"tp2": 1})
+    operator.controller.settle()
+    assert (operator.view().phase, operator.view().version) == ("degraded", 2)
+    for repeated in (operator.ask({"tp2": 1}), operator.ask({"tp2": 1}, if_version=2)):
+        assert isinstance(repeated, Accepted)
+        assert not repeated.changed
+    operator.controller.serve.doomed = lambda name: False
+    stale = operator.ask({"tp2": 1}, retry=True, if_version=1)
+    assert isinstance(stale, Refusal)
+    foreseen = operator.ask({"tp2": 1}, retry=True, dry_run=True)
+    again = operator.ask({"tp2": 1}, retry=True, if_version=2)
+    assert isinstance(foreseen, Accepted)
+    assert isinstance(again, Accepted)
+    assert (foreseen.changed, foreseen.forecast.way) == (True, "surge")
+    assert (again.changed, again.version) == (True, 3)
+    operator.controller.settle()
+    assert operator.controller.serve.serving() == {"tp2": 1}
+    done = operator.ask({"tp2": 1}, retry=True)
+    assert isinstance(done, Accepted)
+    assert not done.changed, "there is nothing to try again"
+
+
+def test_a_first_start_that_was_given_up_can_be_tried_again(hire: Hire) -> None:
+    operator = hire("1 tp1", MemoryServe(doomed=lambda name: True))
+    for wait_s in (10.0, 60.0, 300.0):  # retry_after_s
+        operator.controller.serve.tick(wait_s)
+        operator.controller.settle()
+    assert operator.view().phase == "degraded"
+    assert "attempts to start 1 x tp1 have failed" in (operator.view().shortfall or "")
+    operator.controller.serve.doomed = lambda name: False
+    answer = operator.ask({"tp1": 1}, retry=True)
+    assert isinstance(answer, Accepted)
+    operator.controller.settle()
+    assert operator.controller.serve.serving() == {"tp1": 1}
+
+
 def test_a_dry_run_says_what_would_happen_and_changes_nothing(hire: Hire) -> None:
     operator = hire("1 tp2pp2")
     before = (dict(operator.controller.serve.values), operator.controller.texts())
@@ -163,6 +203,25 @@ def test_of_two_writers_the_second_is_told_what_the_first_wanted(hire: Hire) -> 
     assert (stale.kind, busy.kind) == ("stale-version", "busy")
     assert busy.current is not None
     assert busy.current.desired_pools == {"tp2": 1}
+
+
+@pytest.mark.parametrize("way", ["surge", "swap"])
+@pytest.mark.parametrize("turns", [0, 1, 3, 6])
+def test_a_repartition_is_ended_by_asking_for_what_was_before(way: str, turns: int, hire: Hire) -> None:
+    """Nobody has to wait until a start of the wrong shape is over."""
+    operator = hire()
+    operator.ask({"tp2": 1}, way=way)
+    for _ in range(turns):
+        operator.controller.turn()
+    assert operator.view().repartition is not None
+    busy = operator.ask({"tp1": 3})
+    assert isinstance(busy, Refusal)
+    assert "give the pools of before to go back: 2 x tp1" in busy.sentence
+    back = operator.ask({"tp1": 2})
+    assert isinstance(back, Accepted)
+    assert (back.changed, back.version) == (True, 3)
+    operator.controller.settle()
+    assert (operator.view().phase, operator.controller.serve.serving()) == ("steady", {"tp1": 2})
 
 
 def test_limits_hold_for_one_target_and_then_are_as_configured(hire: Hire) -> None:
@@ -233,3 +292,9 @@ def test_a_model_that_is_served_again_has_a_newer_version_and_keeps_what_it_can_
     assert operator.controller.store.models[MODEL].desired.version == 4
     operator.controller.settle()
     assert operator.controller.store.models == {}
+    told = [(entry.who, entry.what, dict(entry.before), dict(entry.after)) for entry in operator.log.latest(10)]
+    assert told == [
+        ("alice", "set pools", {"tp1": 2}, {"tp2": 1}),
+        ("the launcher", "serve", {"tp2": 1}, {"tp1": 2}),
+        ("the launcher", "delete", {"tp1": 2}, {}),
+    ]

@@ -7,6 +7,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 import pytest
+import uvloop
 from link_builders import ClockLoop, batch, request
 
 from deployments import ingress_server
@@ -155,6 +156,29 @@ def test_what_an_ingress_had_is_dropped_with_its_connection() -> None:
             assert await next_step(other) == [b"step"]
 
     play(scenario)
+
+
+def test_a_connection_that_breaks_amid_steps_takes_neither_end_with_it() -> None:
+    """Each turn of the event loop between the break and its notice; uvloop refuses to write to what has gone."""
+
+    async def scenario(replica: Replica) -> None:
+        async with replica.dial("i1") as connection:
+            await connection.receive()
+            replica.server.deliver({"i1": [b"unread"]})  # so that the kernel resets the connection
+        while not replica.engine.told:
+            replica.server.deliver({"i1": [b"step"]})
+            await asyncio.sleep(0)
+        assert replica.engine.told == [("abort all of", "i1")]
+        async with replica.dial("i2") as connection:
+            await connection.receive()
+            replica.server.close()
+            lost = asyncio.create_task(next_step(connection))
+            while not lost.done():
+                connection.send(batch("r1"))
+                await asyncio.sleep(0)
+            assert isinstance(lost.exception(), OSError)
+
+    play(scenario, uvloop.new_event_loop)
 
 
 def test_a_second_connection_of_an_ingress_replaces_the_first() -> None:

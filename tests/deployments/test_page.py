@@ -16,6 +16,7 @@ from page_builders import (
     entry,
     history,
     large,
+    nothing,
     posted,
     replica,
     running_page,
@@ -182,6 +183,41 @@ def test_a_proposal_is_approved_with_the_options_that_lost_in_sight(tab: Chromiu
     page.post(CHAT, posted(entry(12, state="acted", by="alice", why="Version 8 of the fleet.")))
     tab.reads(".decision", "acted by alice")
     assert not tab.complaints
+
+
+def test_what_waits_for_a_person_is_said_above_a_thousand_gpus(tab: Chromium) -> None:
+    with running_page(large()) as page:
+        page.post(CHAT, posted(*history()))
+        enter(tab, page)
+        tab.reads("#waiting", f"Decision 12 of {CHAT} waits for an answer: 2 {TIMES} tp4 \u2192 2 {TIMES} tp8.")
+        assert tab.value("document.title") == "(1) Archipelago"
+        tab.click(".decision[open] summary")  # it was folded away
+        tab.click("#waiting button")
+        tab.wait("document.activeElement.innerText === 'Approve'")
+        box = tab.value("(box => [box.top, box.bottom, innerHeight])(document.activeElement.getBoundingClientRect())")
+        assert 0 < box[0] < box[1] < box[2]
+        tab.press("Enter")
+        tab.click("#asking-yes")
+        tab.reads(".decision", "Approved by alice")
+        tab.wait("document.getElementById('waiting').hidden && document.title === 'Archipelago'")
+        assert not tab.complaints
+
+
+def test_a_cluster_without_anything_says_so(tab: Chromium) -> None:
+    with running_page(nothing()) as page:
+        enter(tab, page)
+        tab.reads("#hardware", "0 GPUs")
+        said = "place => getComputedStyle(document.getElementById(place), '::before').content"
+        assert [tab.value(f"({said})({place!r})") for place in ("models", "islands", "decisions", "events")] == [
+            '"No model is served."',
+            '"No GPU has joined the cluster."',
+            '"No autoscaler was heard of since this control API has started."',
+            '"Nothing has happened yet."',
+        ]
+        page.fleet.views = small().views
+        tab.reads("#legend", CHAT)
+        assert not tab.value("document.getElementById('islands').classList.contains('empty')")
+        assert not tab.complaints
 
 
 def test_a_proposal_is_rejected_or_let_be(tab: Chromium, page: RunningPage) -> None:

@@ -18,6 +18,7 @@ from deployments.metrics.counting import BOUNDS_S, Durations
 from deployments.metrics.ingress_series import IngressSeries
 from deployments.page.load import LEAST_PERIOD_S, WINDOW_S, LoadPage, Loads
 from deployments.page.scraped import quantile, told_in
+from placement.promised import USUAL_SHARE
 
 ONE = (MetricsTarget(targets=("10.0.0.1:9",), labels={"model": "m"}),)
 TWO = (MetricsTarget(targets=("10.0.0.1:9", "10.0.0.2:9"), labels={"model": "m"}),)
@@ -75,23 +76,25 @@ def test_ingresses_are_added_up_but_a_replica_is_as_full_as_the_one_that_knows_s
     assert found.requests_per_s == pytest.approx(4)
 
 
-def test_a_percentile_is_that_of_the_slo() -> None:
+@pytest.mark.parametrize(
+    ("promised", "of_the_autoscaler", "percentile"),
+    [(None, None, USUAL_SHARE), (None, 0.95, 0.95), (0.9, None, 0.9), (0.9, 0.99, 0.99)],
+    ids=["nobody says one", "the autoscaler", "the ingress", "both: the autoscaler's"],
+)
+def test_a_percentile_is_that_of_the_slo(
+    promised: float | None, of_the_autoscaler: float | None, percentile: float
+) -> None:
     here = Ingresses()
     here.told["10.0.0.1:9"] = series("m", {"a": "tp2", "b": "tp2"})
     here.read(ONE)
     here.now_s += 10
     fast, slow = series("m", {"a": "tp2"}, requests=97), series("m", {"b": "tp2"}, requests=3, ttft_s=10.0)
-    here.told["10.0.0.1:9"] = fast + slow
-    (usual,) = here.read(ONE).models
-    here.now_s += LEAST_PERIOD_S
-    (strict,) = here.read(ONE, {"m": 0.99}).models
-    assert (usual.percentile, strict.percentile) == (0.95, 0.99)
-    here.told["10.0.0.1:9"] = f'{fast}{slow}archipelago_slo_objective_ratio{{model="m"}} 0.9\n'
-    here.now_s += LEAST_PERIOD_S
-    assert here.read(ONE).models[0].percentile == 0.9
-    assert here.read(ONE, {"m": 0.99}).models[0].percentile == 0.99  # the autoscaler's, where both say one
-    assert (usual.ttft_s or 9) <= 0.3
-    assert 7.5 < (strict.ttft_s or 0) <= 10
+    objective = f'archipelago_slo_objective_ratio{{model="m"}} {promised}\n' if promised else ""
+    here.told["10.0.0.1:9"] = fast + slow + objective
+    (found,) = here.read(ONE, {"m": of_the_autoscaler} if of_the_autoscaler else {}).models
+    assert found.percentile == percentile
+    assert found.ttft_s is not None
+    assert 7.5 < found.ttft_s <= 10 if percentile > 0.97 else found.ttft_s <= 0.3
 
 
 def test_what_an_ingress_promises_is_told_along() -> None:

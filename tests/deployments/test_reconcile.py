@@ -1,6 +1,5 @@
 """Exact step sequences on two islands of two GPUs: island 0 has seats 0.0 and 0.1, island 1 has 1.0 and 1.1."""
 
-from dataclasses import replace
 from itertools import permutations
 
 import pytest
@@ -239,19 +238,6 @@ def test_a_seat_is_free_only_when_its_replica_is_gone(phase: Phase) -> None:
     others = replica("tp1pp3", mine.layout.places, index=1, model=OTHER)
     steps = look(found(mine, others), wish("1 tp1"), wish("1 tp1pp3", model=OTHER)).steps
     assert not any(told(step).startswith("Start") for step in steps)
-
-
-def test_a_drain_ends_when_no_requests_are_left_or_its_time_is_over() -> None:
-    draining = replica("tp1", phase=Phase.DRAINING)
-    for now_s, requests, expected in [(59, 1, []), (60, 1, ["Move tp1#0"]), (1, 0, ["Stop tp1#0"])]:
-        actual = found(replace(draining, unfinished_requests=requests), replica("tp2", draining.layout.places, index=1))
-        steps = look(replace(actual, now_s=now_s), wish("1 tp2")).steps
-        assert [told(step) for step in steps if told(step) != "Settle"] == expected
-
-
-def test_a_model_that_goes_has_nowhere_to_move_requests_to() -> None:
-    steps = look(found(replica("tp1", phase=Phase.DRAINING), now_s=60), wish("")).steps
-    assert [told(step) for step in steps] == ["Stop tp1#0"]
 
 
 def test_pools_without_replicas_are_no_pools() -> None:

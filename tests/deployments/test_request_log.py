@@ -154,7 +154,7 @@ def journey(*legs: Leg, **changes: Any) -> Journey:
 
 
 def leg(tokens: int, first_at_s: float = 10.5, last_at_s: float = 10.5, **changes: Any) -> Leg:
-    usual = {"prompt_token_ids": PROMPT, "wire_id": "w", "finish_reason": "stop"}
+    usual = {"wire_id": "w", "finish_reason": "stop"}
     found = Leg(**{**usual, **changes})
     found.output_tokens, found.first_at_s, found.last_at_s = tokens, first_at_s, last_at_s
     return found
@@ -186,8 +186,11 @@ def test_a_request_keeps_the_slo_when_its_client_got_all_of_it_in_time(
 
 
 def test_choices_share_a_prompt_and_prompts_add_up() -> None:
-    assert journey(leg(2), leg(3)).input_tokens == 3
-    assert journey(leg(2), leg(3, prompt_token_ids=[1, 2])).input_tokens == 5
+    one = journey()
+    for engine_id, prompt in (("0_r", PROMPT), ("1_r", PROMPT), ("of another prompt", [1, 2])):
+        one.sent(engine_id, engine_id, prompt)
+    one.sent("1_r", "1_r~1", PROMPT)  # it has moved
+    assert one.input_tokens == len(PROMPT) + 2
     assert journey(leg(2), leg(3)).output_tokens == 5
 
 

@@ -3,7 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
+import httpx
 import live_streams
+import psutil
 import pytest
 from running_system import Deployed
 from simulated_fleet import (
@@ -19,6 +21,7 @@ from simulated_fleet import (
     when_busy,
 )
 
+from deployments import fleet
 from deployments.control.wire import FleetView, Limits, PoolsTarget
 
 pytestmark = pytest.mark.engine
@@ -35,46 +38,50 @@ def moves(view: FleetView) -> bool:
     return view.repartition is not None and " is moving" in view.repartition.doing
 
 
+Moment = Callable[[FleetView], bool]
 SHORT_DRAIN = {"limits": Limits(drain_timeout_s=0.5)}
 SWAP = {"way": "swap"}
-MOMENTS = [
-    pytest.param(any_is("starting"), {}, id="starting", marks=pytest.mark.slow),
-    pytest.param(any_is("draining"), {}, id="draining", marks=pytest.mark.slow),
-    pytest.param(moves, SHORT_DRAIN, id="moving", marks=pytest.mark.slow),
-    pytest.param(any_is("stopping"), {}, id="stopping", marks=pytest.mark.slow),
-    pytest.param(moves, SWAP, id="moving-into-the-ingress", marks=pytest.mark.slow),
-    pytest.param(any_is("stopping"), SWAP, id="stopping-while-held", marks=pytest.mark.slow),
-    pytest.param(any_is("starting"), SWAP, id="starting-while-held", marks=pytest.mark.slow),
+MOMENTS: dict[str, tuple[Moment, dict[str, Any]]] = {
+    "starting": (any_is("starting"), {}),
+    "draining": (any_is("draining"), {}),
+    "moving": (moves, SHORT_DRAIN),
+    "stopping": (any_is("stopping"), {}),
+    "moving-into-the-ingress": (moves, SWAP),
+    "stopping-while-held": (any_is("stopping"), SWAP),
+    "starting-while-held": (any_is("starting"), SWAP),
+}
+OLD, NEW = "the replica that goes", "the replica that comes"
+# What dies when. A replica that comes and dies while it starts is a start that fails (`test_targets`, and below).
+CELLS = [
+    *((FLEET_CONTROLLER, moment) for moment in MOMENTS),
+    *((SERVE_CONTROLLER, moment) for moment in MOMENTS),
+    *((OLD, moment) for moment in ("starting", "draining", "moving", "moving-into-the-ingress")),
+    *((NEW, moment) for moment in ("draining", "moving", "stopping")),
 ]
 
 
-def ends_as_wanted(
-    system: System,
-    undisturbed: Undisturbed,
-    killed: str,
-    moment: Callable[[FleetView], bool],
-    target: dict[str, Any],
+@pytest.mark.slow
+@pytest.mark.parametrize(("killed", "moment"), CELLS, ids=[f"{killed}-{moment}" for killed, moment in CELLS])
+def test_what_was_begun_is_ended_whoever_dies_in_it(
+    killed: str, moment: str, system: System, undisturbed: Undisturbed
 ) -> None:
-    """From tp2 to pp2, or back; ``killed`` dies at the moment."""
-    known = system.served.get("usual")
-    is_other = known is not None and settled(known) and shapes_of(known.view()) == ["pp2"]
-    deployed = system.deploy({"pp2" if is_other else "tp2": 1})
-    expected = undisturbed(deployed)
-    before = deployed.view()
-    wanted = "tp2" if is_other else "pp2"
-
+    """From tp2 to pp2, or back."""
+    deployed, expected, wanted = other_shape(system, undisturbed)
+    before = names_of(deployed.view())
+    is_time, target = MOMENTS[moment]
     begun: set[str] = set()
 
     def repartition() -> None:
         when_busy(deployed)
-        asked = PoolsTarget(pools={wanted: 1}, reason="test", **target)
-        accepted = deployed.control.set_pools(deployed.model, asked)
-        begun.update(names_of(when(deployed, moment, "the moment")) - names_of(before))
-        dead = system.kill(killed)
+        accepted = deployed.control.set_pools(deployed.model, PoolsTarget(pools={wanted: 1}, reason="test", **target))
+        begun.update(names_of(when(deployed, is_time, "the moment")) - before)
+        dead = kill(system, {OLD: before, NEW: begun}.get(killed, {killed}))
         until(lambda: not dead.is_running(), f"{killed} is dead")
         until(lambda: settled(deployed, accepted.version), f"{wanted} serves", timeout_s=240)
 
     found = live_streams.during(deployed.url, live_streams.requests(deployed.model), repartition)
+    if killed == NEW:  # what is new is refused for the moment until it is known that the old one takes it again
+        found = [[answer for answer in answers if not answer.error.startswith("503")] for answers in found]
     live_streams.assert_unnoticed(found, expected)
     after = deployed.view()
     assert shapes_of(after) == [wanted]
@@ -82,17 +89,76 @@ def ends_as_wanted(
     system.assert_tidy()
 
 
-@pytest.mark.parametrize(("moment", "target"), MOMENTS)
-def test_a_new_controller_ends_what_the_dead_one_began(
-    moment: Callable[[FleetView], bool], target: dict[str, Any], system: System, undisturbed: Undisturbed
-) -> None:
-    ends_as_wanted(system, undisturbed, FLEET_CONTROLLER, moment, target)
+def other_shape(system: System, undisturbed: Undisturbed) -> tuple[Deployed, Any, str]:
+    """A fleet of one replica, what its clients are told when nothing happens, and the shape that it has not."""
+    known = system.served.get("usual")
+    is_other = known is not None and settled(known) and shapes_of(known.view()) == ["pp2"]
+    deployed = system.deploy({"pp2" if is_other else "tp2": 1})
+    return deployed, undisturbed(deployed), "tp2" if is_other else "pp2"
+
+
+def kill(system: System, who: set[str]) -> psutil.Process:
+    """SIGKILL a process of this title, or the process of this replica."""
+    (title,) = who
+    return system.kill(title if title.startswith("ray::") else f"ServeReplica:{title}:replica")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("phase", ["starting", "draining"])
-def test_serve_may_lose_its_controller_in_a_repartition(phase: str, system: System, undisturbed: Undisturbed) -> None:
-    ends_as_wanted(system, undisturbed, SERVE_CONTROLLER, any_is(phase), {})
+def test_a_swap_whose_start_dies_goes_back_while_the_streams_wait(system: System, undisturbed: Undisturbed) -> None:
+    deployed, expected, wanted = other_shape(system, undisturbed)
+    (shape,) = shapes_of(deployed.view())
+    newest = deployed.control.events().newest
+
+    def swap() -> None:
+        when_busy(deployed)
+        before = names_of(deployed.view())
+        deployed.control.set_pools(deployed.model, PoolsTarget(pools={wanted: 1}, reason="test", **SWAP))
+        begun = names_of(when(deployed, any_is("starting"), "the new one starts")) - before
+        (name,) = begun
+        until(lambda: system.processes(f"ServeReplica:{name}:replica"), "it has a process")
+        kill(system, begun)
+        until(lambda: "rolled-back" in kinds(deployed, newest), "it is rolled back", timeout_s=240)
+
+    found = live_streams.during(deployed.url, live_streams.requests(deployed.model), swap)
+    live_streams.assert_unnoticed(found, expected)
+    assert kinds(deployed, newest).count("stall") == 2, "held once, and released once"
+    view = deployed.view()
+    assert (shapes_of(view), view.phase) == ([shape], "degraded")
+    system.assert_tidy()
+
+
+def kinds(deployed: Deployed, after: int) -> list[str]:
+    return [event.kind for event in deployed.control.events(after, model=deployed.model).events]
+
+
+@pytest.mark.slow
+def test_nobody_leaves_a_replica_because_serve_has_lost_its_controller(
+    system: System, undisturbed: Undisturbed
+) -> None:
+    """It says of all that runs that it is being deployed, for a while: that is no reason to compute anything again."""
+    deployed = system.deploy({"tp2": 2})
+    expected = undisturbed(deployed)
+    newest, before = deployed.control.events().newest, moved_requests(deployed)
+
+    def lose_it() -> None:
+        when_busy(deployed)
+        dead = system.kill(SERVE_CONTROLLER)
+        until(lambda: not dead.is_running(), "it is dead")
+        until(lambda: fleet.applications(), "another one is there")
+        until(lambda: all(map(fleet.is_running, fleet.applications().values())), "it has looked at all", every_s=0.05)
+
+    found = live_streams.during(deployed.url, live_streams.requests(deployed.model), lose_it)
+    live_streams.assert_unnoticed(found, expected)
+    assert kinds(deployed, newest) == []
+    assert moved_requests(deployed) == before
+    system.assert_tidy()
+
+
+def moved_requests(deployed: Deployed) -> float:
+    """Times that a request went on to another replica, as the ingress tells Prometheus."""
+    lines = httpx.get(f"{deployed.url}/metrics", trust_env=False).text.splitlines()
+    (count,) = [line.split()[-1] for line in lines if line.startswith("archipelago_moved_requests_total{")]
+    return float(count)
 
 
 @pytest.mark.slow

@@ -8,15 +8,16 @@ from typing import Any
 import httpx
 import live_streams
 import moving_streams
+import psutil
 import pytest
 import ray
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 from running_system import Deployed, prompts, until
-from simulated_fleet import GPU, TOKEN, System, plan_of, when, when_busy
+from simulated_fleet import GPU, TOKEN, System, plan_of, settled, when, when_busy
 
 from deployments.config import SimulatedEngineConfig
-from deployments.control.wire import MetricsTarget
+from deployments.control.wire import MetricsTarget, PoolsTarget
 from deployments.routing import Limits
 
 pytestmark = pytest.mark.engine
@@ -98,6 +99,42 @@ def test_one_of_two_ingresses_dies_with_its_connections_alone(system: System, un
     when(twice, lambda view: not view.replicas[0].unfinished_requests, "nobody computes for clients that have gone")
     system.remove("twice")
     system.assert_tidy()
+
+
+@pytest.mark.slow
+def test_an_ingress_that_dies_in_a_repartition_takes_its_own_connections_alone(
+    system: System, undisturbed: Undisturbed
+) -> None:
+    """In each phase of a swap, the one that holds its requests as well: those of the other one wait and go on."""
+    expected = undisturbed(system.deploy({"tp2": 1}))
+    twice = system.serve(plan_of("twice", ingresses=2), {"tp2": 1})
+    title = "ServeReplica:twice--ingress:ingress"
+    clients = live_streams.requests(twice.model)
+    for phase, wanted in (("draining", "pp2"), ("stopping", "tp2"), ("starting", "pp2")):
+        until(lambda: listeners(twice) == 2, "two ingresses listen")
+
+        def swap(phase: str = phase, wanted: str = wanted) -> None:
+            when_busy(twice)
+            twice.control.set_pools(twice.model, PoolsTarget(pools={wanted: 1}, reason="test", way="swap"))
+            when(twice, lambda view: any(one.phase == phase for one in view.replicas), f"one is {phase}")
+            system.kill(title)
+            until(lambda: settled(twice), f"{wanted} serves", timeout_s=240)
+
+        found = moving_streams.run(twice.url, clients, swap)
+        broken = [answer for answer in found if answer.error]
+        assert 0 < len(broken) < len(found), phase
+        assert all("Error" in answer.error for answer in broken), [answer.error for answer in broken]
+        for answer, undisturbed_answer in zip(found, expected, strict=True):
+            assert answer.error or answer.said() == undisturbed_answer.said(), phase
+    system.remove("twice")
+    system.assert_tidy()
+
+
+def listeners(deployed: Deployed) -> int:
+    """Sockets that listen at the port of the endpoint."""
+    port = httpx.URL(deployed.url).port
+    every = psutil.net_connections("tcp")
+    return sum(one.status == psutil.CONN_LISTEN and one.laddr.port == port for one in every)
 
 
 def assert_counted(system: System, twice: Deployed, answers: Sequence[moving_streams.Answer]) -> None:

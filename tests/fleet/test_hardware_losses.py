@@ -6,15 +6,19 @@ from collections.abc import Callable
 from typing import Any
 
 import live_streams
+import moving_streams
+import psutil
 import pytest
 from running_system import Deployed, until
 from simulated_fleet import System, is_alive, ray_node, reach, seen, settled, shapes_of, when, when_busy
 
-from deployments.control.wire import FleetView
+from deployments.control.wire import FleetView, PoolsTarget
+from deployments.peer import LEASE_S
 
 pytestmark = pytest.mark.engine
 
 Undisturbed = Callable[[Deployed], Any]
+NOTICED_S = 5.0  # beyond the lease, on a machine that is busy
 HEAD = "node-0"  # has the ingresses and the controllers: with it the whole cluster goes
 
 
@@ -88,6 +92,51 @@ def runs(view: FleetView, pools: dict[str, int]) -> bool:
     """Whether this is the whole fleet, and all of it serves."""
     serving = [replica.shape for replica in view.replicas if replica.phase == "serving"]
     return view.effective_pools == pools and sorted(serving) == shapes_of(view) and len(serving) == sum(pools.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("phase", ["draining", "stopping", "starting"])
+def test_a_node_that_dies_in_a_repartition_is_done_without(
+    phase: str, system: System, undisturbed: Undisturbed
+) -> None:
+    """Replica by replica: two islands serve, and the third is not enough for both new ones."""
+    deployed = system.deploy({"tp2": 2})
+    expected = undisturbed(deployed)
+
+    def repartition() -> None:
+        when_busy(deployed)
+        accepted = deployed.control.set_pools(deployed.model, PoolsTarget(pools={"pp2": 2}, reason="test"))
+        when(deployed, lambda view: any(one.phase == phase for one in view.replicas), f"one is {phase}")
+        lose(system, victim_of(deployed))
+        until(lambda: settled(deployed, accepted.version), "both new ones serve", timeout_s=240)
+
+    found = live_streams.during(deployed.url, live_streams.requests(deployed.model), repartition)
+    live_streams.assert_unnoticed(found, expected)
+    assert shapes_of(deployed.view()) == ["pp2", "pp2"]
+    system.assert_tidy()
+
+
+@pytest.mark.slow
+def test_requests_leave_a_replica_that_hangs(system: System, undisturbed: Undisturbed) -> None:
+    """Its process is stopped and no connection breaks: the ingress gives it up when it was silent for its lease."""
+    deployed = system.deploy({"tp2": 2})
+    expected = undisturbed(deployed)
+    hung: list[psutil.Process] = []
+
+    def hang() -> None:
+        when_busy(deployed)
+        name = deployed.view().replicas[0].name
+        hung.append(system.processes(f"ServeReplica:{name}:replica")[0])
+        hung[0].suspend()
+
+    found = moving_streams.run(deployed.url, live_streams.requests(deployed.model), hang)
+    try:
+        assert [answer.said() for answer in found] == [answer.said() for answer in expected]
+        assert LEASE_S - 1 < max(answer.longest_gap_s for answer in found) < LEASE_S + NOTICED_S
+    finally:
+        hung[0].resume()
+    until(lambda: not sum(one.unfinished_requests for one in deployed.view().replicas), "it has dropped what it had")
+    system.assert_tidy()
 
 
 @pytest.mark.slow

@@ -264,6 +264,22 @@ def test_an_eviction_leaves_all_nodes_but_those_allowed() -> None:
     assert "maxUnavailable" not in budget
 
 
+@pytest.mark.parametrize(
+    ("given", "begins"),
+    [
+        ("", "deployments/runbooks.md#"),
+        ("runbooks: 'https://wiki.test/runbooks?v=2'", "https://wiki.test/runbooks?v=2#"),
+    ],
+)
+def test_alerts_lead_to_where_the_runbooks_are_read(given: str, begins: str) -> None:
+    found = objects("{monitoring: {enabled: true, " + given + "}}")
+    rules = [each for (kind, _), each in found.items() if kind == "PrometheusRule"]
+    alerts = [rule for each in rules for group in each["spec"]["groups"] for rule in group["rules"] if "alert" in rule]
+    urls = {rule["alert"]: rule["annotations"]["runbook_url"] for rule in alerts}
+    assert urls == {alert: begins + alert.lower() for alert in urls}
+    assert len(urls) > 20
+
+
 def test_prometheus_finds_the_ingresses_at_the_control_api() -> None:
     found = objects(EXAMPLES["four-hgx-nodes"])
     scraped = found["ScrapeConfig", "demo-ingress"]["spec"]

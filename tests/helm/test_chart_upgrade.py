@@ -101,10 +101,14 @@ def test_an_upgrade_keeps_the_keys_that_are_there(api: str, binary: str) -> None
 @pytest.mark.parametrize(("example", "workload"), [("cpu-demo", "demo"), ("four-hgx-nodes", "demo-launcher")])
 def test_the_notes_tell_the_next_command(api: str, example: str, workload: str) -> None:
     where = ["--namespace", "serving", "--kube-apiserver", api, "--disable-openapi-validation", "--dry-run=client"]
+    where += ["--set", "config.control.port=9001"]
     done = helm("install", "demo", str(CHART), "--values", f"{CHART}/examples/{example}.yaml", *where)
     assert done.returncode == 0, done.stderr
     notes = done.stdout.partition("NOTES:")[2]
     assert f"kubectl rollout status -n serving deployment/{workload} " in notes
     assert "svc/demo 8000" in notes
     assert "secret -n serving demo-endpoint" in notes
+    assert f"kubectl exec -n serving deployment/{workload} -- archipelago fleet" in notes
+    assert "port-forward -n serving svc/demo-control 9001 &" in notes
+    assert "http://127.0.0.1:9001/fleet" in notes
     assert ("archipelago decisions" in notes) == ("autoscaler:" in EXAMPLES[example])

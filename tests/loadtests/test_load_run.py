@@ -83,6 +83,27 @@ def test_what_is_under_way_at_the_end_is_in_the_result(tmp_path: Path) -> None:
     assert [record.outcome for record in found.records] == ["unfinished"] * 20
 
 
+@pytest.mark.slow
+def test_a_worker_that_dies_is_not_waited_for(tmp_path: Path) -> None:
+    """The others send all that is theirs; then the run is over, and says that it is not valid."""
+    kill = (
+        "import psutil\n"
+        "(locust,) = (each for each in psutil.Process().parent().children() if '--csv' in each.cmdline())\n"
+        "locust.children()[0].kill()"
+    )
+    with serving(partial(obliging, ttft_s=0.02)) as server:
+        events = [{"at_s": 1.0, "command": [sys.executable, "-c", kill]}]
+        given = scenario(server.url, workers=2, duration_s=3.0, drain_s=2.0, events=events)
+        started_s = time.monotonic()
+        found = read_run(run(given, tmp_path))
+    # Locust itself would find out after a minute, and what `run` allows for a slow end is another.
+    assert time.monotonic() - started_s < 60
+    assert [(line.kind, line.outcome) for line in found.events] == [("command", "done")]
+    assert "did not come to its end" in found.header["invalid"][0]
+    outcomes = {worker: Counter(each.outcome for each in found.records if each.worker == worker) for worker in (0, 1)}
+    assert sorted("unfinished" in outcome for outcome in outcomes.values()) == [False, True]
+
+
 # --- before anything is sent -----------------------------------------------------------------------------------------
 
 

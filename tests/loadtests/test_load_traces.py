@@ -46,7 +46,7 @@ def test_a_bad_trace_is_refused_with_its_row_and_its_value(tmp_path: Path, text:
 
 
 def test_a_file_that_is_not_there_or_is_no_text_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(TraceError, match="nowhere"):
+    with pytest.raises(TraceError, match=r"nowhere\.csv cannot be read as CSV: No such file or directory$"):
         read_trace(tmp_path / "nowhere.csv")
     binary = tmp_path / "binary.csv"
     binary.write_bytes(b"\xff\xfe\x00")

@@ -157,11 +157,11 @@ def test_groups_by_class_replica_and_shape() -> None:
 @pytest.mark.parametrize(
     ("lag_s", "open_loop", "ttft_s", "is_valid"),
     [
-        (0.019, True, None, True),
-        (0.021, True, None, False),
-        (0.021, False, None, True),  # a closed loop is never late
+        (0.021, True, None, True),
         (0.019, True, 0.1, False),  # 5 % of 100 ms is 5 ms
+        (0.019, False, 0.1, True),  # a closed loop is never late
         (0.004, True, 0.1, True),
+        (0.021, True, 0.1, True),  # the run has said so itself
     ],
 )
 def test_a_client_that_does_not_keep_up_makes_the_run_invalid(
@@ -169,15 +169,17 @@ def test_a_client_that_does_not_keep_up_makes_the_run_invalid(
 ) -> None:
     rows = [record(float(index), id=index, sent_s=index + lag_s) for index in range(50)]
     slo = Slo(limits=Limits(ttft_s=ttft_s), classes={})
-    reasons = invalid_reasons(columns(*rows, open_loop=open_loop), slo, [], open_loop=open_loop)
+    reasons = invalid_reasons(columns(*rows, open_loop=open_loop), slo, [], open_loop=open_loop, told_lag_s=0.020)
     assert (reasons == []) is is_valid
     assert all("ms" in reason for reason in reasons)
 
 
 def test_requests_that_were_never_sent_make_the_run_invalid() -> None:
     requests = columns(record(), refused(1.0, sent_s=None, outcome="unfinished"))
-    assert invalid_reasons(requests, NO_SLO, [], open_loop=True) == ["1 of 2 requests were never sent"]
-    assert invalid_reasons(columns(), NO_SLO, ["said"], open_loop=True) == ["said", "no request was scheduled"]
+    reasons = invalid_reasons(requests, NO_SLO, [], open_loop=True, told_lag_s=0.020)
+    assert reasons == ["1 of 2 requests were never sent"]
+    reasons = invalid_reasons(columns(), NO_SLO, ["said"], open_loop=True, told_lag_s=0.020)
+    assert reasons == ["said", "no request was scheduled"]
 
 
 def test_an_open_loop_sees_the_misses_that_a_closed_loop_hides() -> None:

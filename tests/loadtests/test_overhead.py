@@ -15,10 +15,13 @@ from deployments import cli
 from loadtests import overhead
 from loadtests.cpu_use import CpuUse
 from loadtests.overhead_figures import FailedRequestsError, Figures, Ratio, figures_of, medians, quantile, ratios
-from loadtests.overhead_report import OURS, PEER, Turn, document, print_report
+from loadtests.overhead_report import OURS, Turn, document, print_report
+from loadtests.peers import PEERS, PeerSetup, llm_application, peer_environ, peer_flags
 from loadtests.server_memory import RoleMemory
-from loadtests.servers import Server, configuration, peer_environ, peer_flags
+from loadtests.servers import Server, ServerError, configuration
 from loadtests.stream_client import Sample
+
+PEER = "vLLM"
 
 # --- statistics ------------------------------------------------------------------------------------------------------
 
@@ -121,7 +124,7 @@ def test_ratios(ours: list[float], peer: list[float], expected: Ratio) -> None:
 
 
 def test_the_servers_take_turns_and_ours_is_the_very_first() -> None:
-    assert overhead.order_of_turns(3) == [(0, OURS), (0, PEER), (1, PEER), (1, OURS), (2, OURS), (2, PEER)]
+    assert overhead.order_of_turns(3, PEER) == [(0, OURS), (0, PEER), (1, PEER), (1, OURS), (2, OURS), (2, PEER)]
 
 
 def test_both_servers_get_the_same_engine_arguments() -> None:
@@ -133,6 +136,20 @@ def test_both_servers_get_the_same_engine_arguments() -> None:
         assert written in flags
     assert set(flags[:2]) == {"--model=/models/m", "--served-model-name=bench"}
     assert len(flags) == len(engine) + 2
+
+
+def test_ray_serve_llm_gets_the_same_engine_arguments_model_and_name() -> None:
+    engine = configuration("m", 1)["models"][0]["engine"]
+    application = llm_application("/models/m", 8001)
+    (llm,) = application["applications"][0]["args"]["llm_configs"]
+    assert llm["engine_kwargs"].items() >= engine.items()
+    assert llm["model_loading_config"] == {"model_id": "bench", "model_source": "/models/m"}
+    assert application["http_options"]["port"] == 8001
+
+
+def test_ray_serve_llm_is_not_compared_where_it_would_look_for_gpus(tmp_path: Path) -> None:
+    with pytest.raises(ServerError, match="compared with tp1 only, not with tp2"):
+        PEERS["ray.serve.llm"](PeerSetup(model_path="/models/m", threads={}), 2, tmp_path)
 
 
 @pytest.mark.parametrize(

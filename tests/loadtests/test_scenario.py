@@ -62,6 +62,7 @@ MISTAKES: list[tuple[str, dict[str, Any], list[str]]] = [
     ("no port", {"control": {"url": "http://x:99999"}}, ["control.url", "'http://x:99999'", "give it like http://"]),
     ("a number for a name", {"slo": {3: 4}}, ["slo[3]", "no field of this section"]),
     ("a variable that is no YAML", {"seed": "${HALF}"}, ["seed", "'{'", "not YAML; set HALF anew"]),
+    ("a space", {"url": "http://x/a b"}, ["url", "'http://x/a b'", "give it like http://"]),
     ("another scheme", {"url": "ftp://x"}, ["url", "'ftp://x'", "give it like http://"]),
     ("no arrivals", {"arrivals": "gone"}, ["arrivals", "closed_loop"]),
     ("both loops", {"closed_loop": {"clients": 3}}, ["one of the two"]),

@@ -36,14 +36,15 @@ def test_groups_over_two_machines_are_slower_because_of_all_reduces_on_the_netwo
     assert after - before == pytest.approx(lost, abs=0.11)
     assert before < after
     assert "it gains" in text
-    assert "matrix products and weight reads" in text
+    assert "ms on dense weights (" in text
 
 
 def test_groups_inside_an_island_name_its_link() -> None:
     text = explained("tp4pp2")
     assert "Its tensor-parallel groups of 4 stay inside one island on nvlink4." in text
     assert "0 of its 1 stage boundaries leave an island." in text
-    assert "1 of its 1 stage boundaries leave an island." in explained("tp8pp2")
+    for shape in ("tp8pp2", "tp16pp2"):
+        assert "1 of its 1 stage boundaries leave an island." in explained(shape)
 
 
 def test_pairs_of_a_machine_cross_its_islands_not_the_network() -> None:

@@ -185,6 +185,8 @@ def test_a_price_is_carried_to_the_nodes_and_absent_where_unknown() -> None:
         ("dgx-h10", 1, "machine 'dgx-h10' is not known; did you mean dgx-h100 or"),
         ("p5.48xlarg", 1, "machine 'p5.48xlarg' is not known; did you mean p5.48xlarge or"),
         ("?", 1, "machine '?' is not known; give one of dgx-a100, hgx-a100-8,"),
+        ("H100", 8, "'H100' is a GPU and no machine; machines that have it are dgx-h100, "),
+        ("NVIDIA L40S", 8, "'NVIDIA L40S' is a GPU and no machine; machines that have it are l40s-pcie-4, "),
         ("dgx-h100", 0, "count of dgx-h100 is 0; it must be at least 1"),
         ("dgx-h100", 10**12, "1000000000000 nodes and 8000000000000 GPUs is too large; at most"),
     ],

@@ -60,7 +60,7 @@ def test_llama_8b_by_hand() -> None:
 
 
 def test_the_first_stage_holds_the_embedding_and_the_last_the_head() -> None:
-    layer_bytes = 2 * (spec(LLAMA_8B).attention_parameters + spec(LLAMA_8B).dense_mlp_parameters)
+    layer_bytes = 2 * (spec(LLAMA_8B).attention_kinds[0].parameters + spec(LLAMA_8B).dense_mlp_parameters)
     table_bytes = 2 * 128256 * 4096
     assert use(LLAMA_8B, "pp2").weights_bytes == 16 * layer_bytes + table_bytes
     assert use(LLAMA_8B, "tp2pp2").weights_bytes == (16 * layer_bytes + table_bytes) // 2
@@ -99,7 +99,7 @@ def test_experts_are_divided_over_data_parallel_ranks_and_attention_is_not() -> 
 def test_the_stage_of_dense_layers_is_lighter() -> None:
     """DeepSeek's three dense layers are in the first of 61 stages' worth: the busiest stage has experts only."""
     model = spec(DEEPSEEK_V3)
-    attention = model.attention_parameters * 1.0
+    attention = model.attention_kinds[0].parameters * 1.0
     moe = model.experts * model.expert_parameters + model.shared_expert_parameters + 2 * model.router_parameters
     dense_first = 31 * attention + 3 * model.dense_mlp_parameters + 28 * moe + 2 * model.embedding_parameters
     experts_last = 30 * (attention + moe) + 2 * model.embedding_parameters

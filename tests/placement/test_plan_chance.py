@@ -149,3 +149,14 @@ def test_without_an_slo_nothing_is_said_of_chances() -> None:
     found = plan(model(), cluster(), requests(requests_per_s=8))
     assert all(option.chance == pytest.approx(1) for option in found.options)
     assert not any("chance" in option.reason for option in found.options)
+
+
+def test_a_little_more_output_is_not_worth_a_larger_replica() -> None:
+    """Which is harder to place, to move and to lose."""
+    found = plan(model(LLAMA_70B), cluster("4x dgx-h100"), requests(requests_per_s=None), slo(None, None))
+    chosen, most = found.economical(), max(option.tokens_per_s_per_gpu for option in found.options)
+    smaller = [option for option in found.options if chosen and option.shape.gpus < chosen.shape.gpus]
+    assert chosen is not None
+    assert chosen.shape.gpus < max(found.options, key=lambda option: option.tokens_per_s_per_gpu).shape.gpus
+    assert chosen.tokens_per_s_per_gpu >= 0.8 * most
+    assert all(option.tokens_per_s_per_gpu < 0.8 * most for option in smaller)

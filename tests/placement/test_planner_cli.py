@@ -11,6 +11,7 @@ from cli_builders import Ran, no_network, ran, refused, strictly, written
 from planner_builders import DEEPSEEK_V3, LLAMA_70B
 
 from deployments.config import parse_config
+from deployments.telemetry.fields import SloConfig
 from placement.clusters.cluster_reading import read_cluster
 
 __all__ = ["no_network", "ran"]  # fixtures
@@ -138,6 +139,16 @@ def test_a_plan_becomes_a_configuration_that_serve_takes(
     assert config.cluster.kind == "ray"
     assert config.model.engine.items() >= engine.items()
     assert config.model.engine["gpu_memory_utilization"] == 0.9
+    assert config.model.slo == SloConfig(tpot="30ms", percentile="p90")
+
+
+def test_a_configuration_says_what_it_was_planned_for(ran: Ran, tmp_path: Path) -> None:
+    file, question = tmp_path / "serve.yaml", ("plan", LLAMA_70B, *FOUR_MACHINES, "--emit", tmp_path / "serve.yaml")
+    ran(*question, "--concurrency", 64, "--ttft", "1.5s", "--percentile", "p99.9")
+    assert file.read_text().startswith("# Planned for 64 concurrent requests, 1024 tokens in and 256 out: ")
+    assert parse_config(file.read_text()).model.slo == SloConfig(ttft="1.5s", percentile="p99.9")
+    ran(*question)
+    assert parse_config(file.read_text()).model.slo is None
 
 
 def test_a_plan_says_where_its_configuration_is(ran: Ran, tmp_path: Path) -> None:
@@ -181,7 +192,7 @@ BAD_FILES = {
         "{gpu: h100_sxm, islands: [{name: l, nodes: [{name: a, gpus: 4}]}, {name: r, nodes: [{name: a, gpus: 4}]}]}",
         "a is already in island l; islands must not overlap",
     ),
-    "not-yaml.yaml": ("a: [1\nb: }", "not-yaml.yaml is not YAML or JSON: "),
+    "not-yaml.yaml": ("a: [1\nb: }", "not-yaml.yaml: line 2, column 2: "),
     "huge.yaml": (
         "{gpu: h100_sxm, gpus_per_machine: 1, machines: 1000001}",
         "1000001 GPUs is too large; at most 100000 nodes and 1000000 GPUs are accepted",
@@ -212,7 +223,7 @@ def test_a_cluster_file_that_cannot_be(ran: Ran, tmp_path: Path, command: str, n
         (("--emit", "serve.yaml", "--engine", "sglang"), "--emit: `archipelago serve` runs vllm, not sglang"),
         (("--cluster", "125001x dgx-h100"), "125001 nodes and 1000008 GPUs is too large"),
         (("--cluster", "/nowhere/c.yaml"), "--cluster: /nowhere/c.yaml cannot be read: "),
-        (("--explain", "banana"), "'banana'"),
+        (("--explain", "banana"), "--explain: 'banana' is not a shape"),
         (("--top", "0"), "--top: 0 is not accepted; give a number of options of at least 1."),
         (("--calibration", "/nowhere"), "--calibration: /nowhere has none of constants.json"),
         (("--emit", "/dev/null/serve.yaml"), "/dev/null/serve.yaml cannot be written: "),

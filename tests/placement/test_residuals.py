@@ -57,6 +57,26 @@ def test_the_correction_fades_with_distance(target: str) -> None:
     assert correction(residuals, far, target) == pytest.approx(1, abs=0.02)
 
 
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(
+    ("version", "nearer", "further"),
+    [
+        ("0.19.0 2026-04", "0.19.0 2026-05", "0.20.0 2026-05"),
+        ("0.19.0 2026-04", "0.19.0", "0.20.0"),
+        ("0.19.0 2026-04", "0.19.0 2026-04", "0.19.0 2026-05"),
+        ("nightly-1f3a 2026-04", "nightly-77c0 2026-05", "0.19.0 2026-05"),
+        ("2025-11", "2025-11", "2025-10"),
+    ],
+)
+def test_runs_of_one_release_tell_of_each_other_whatever_the_month(
+    target: str, version: str, nearer: str, further: str
+) -> None:
+    residuals = learnt([replace(row, version=version) for row in unmeasured()])
+    asked = unmeasured(gpu="b200_sxm")[0]
+    near, far = (correction(residuals, replace(asked, version=each), target) for each in (nearer, further))
+    assert 1 < far < near
+
+
 def test_nothing_learnt_corrects_nothing() -> None:
     assert correction(NOTHING_LEARNT, unmeasured()[0]) == 1
     assert corrections(learnt(unmeasured()), points([]), "tpot").shape == (0,)

@@ -134,6 +134,25 @@ def test_runs_of_one_version_in_different_months_are_told_apart(version: str, me
     assert read.version == label
 
 
+@pytest.mark.parametrize(
+    ("src", "lengths", "client"),
+    [
+        ("inferencemax", ("1024", "8192"), "inferencemax"),
+        ("nvidia_gap_analysis", ("8192", "1024"), "inferencemax"),
+        ("nvidia_gap_analysis", ("1024.0", "1024"), "inferencemax"),
+        ("nvidia_gap_analysis", ("8192", "8192"), "nvidia_gap_analysis"),
+        ("nvidia_gap_analysis", ("4000", "1000"), "nvidia_gap_analysis"),
+        ("mine", ("1024", "1024"), "mine"),
+        ("", ("1024", "1024"), ""),
+    ],
+)
+def test_measurements_of_inferencemax_that_others_pass_on_are_its_own(
+    src: str, lengths: tuple[str, str], client: str
+) -> None:
+    (read,) = read_rows([row(src=src, isl=lengths[0], osl=lengths[1])])
+    assert read.client == client
+
+
 @given(
     changes=st.dictionaries(
         st.sampled_from([*ROW, "pp_size", "moe_ep_size", "attention_dp_size", "precision", "silicon_tpot_ms"]),

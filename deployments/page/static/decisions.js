@@ -29,6 +29,21 @@ export function drawDecisions(page) {
   });
 }
 
+// What waits for a person and nobody has answered yet.
+export function waitingIn(page) {
+  const isAnswered = (model, number) => page.approvals.some((one) => one.model === model && one.number === number);
+  return page.models.flatMap(({ model, entries }) => entries.filter((entry) => entry.state === "waiting" && !isAnswered(model, entry.number)).map((entry) => ({ model, entry })));
+}
+
+// Go to the first of them.
+export function showWaiting() {
+  const approve = target.querySelector(".decision .buttons .main");
+  if (!approve) return;
+  approve.closest("details").open = true;
+  approve.scrollIntoView({ block: "center" });
+  approve.focus({ preventScroll: true });
+}
+
 function drawHead({ model, mode, silent }) {
   return [el("h3", {}, model), el("span", { class: "badge soft" }, mode), silent ? el("span", { class: "note bad" }, `not heard of for ${silent}`) : null];
 }

@@ -7,7 +7,7 @@ const COLOURS = 12;
 const SIZES = [[64, "large"], [320, "medium"], [Infinity, "small"]];
 const STATES = [["free", "free"], ["starting", "starting"], ["draining", "draining"], ["lost", "failed or lost"], ["leaving", "its node will go"]];
 const colours = new Map(); // a pool keeps its colour as long as the page is open
-const map = document.getElementById("islands"), readout = document.getElementById("readout");
+const map = document.getElementById("islands"), readout = document.getElementById("readout"), legend = document.getElementById("legend");
 const hint = readout.textContent;
 let seatedCells = new Map(); // replica -> its cells
 let current = null;
@@ -52,10 +52,13 @@ function told(taken, node, slot) {
 export function drawIslands(overview) {
   const islands = seated(overview), gpus = islands.reduce((sum, island) => sum + island.nodes.reduce((all, node) => all + node.slots.length, 0), 0);
   for (const fleet of overview.fleets) for (const replica of fleet.replicas) colourOf(fleet.model, replica.shape);
-  setAttribute(map, "class", SIZES.find(([most]) => gpus <= most)[1]);
+  const size = SIZES.find(([most]) => gpus <= most)[1];
+  for (const [, name] of SIZES) map.classList.toggle(name, name === size);
   seatedCells = new Map();
   keyed(map, islands, (island) => island.name, makeIsland, updateIsland);
   if (!current?.isConnected) choose(map.querySelector(".gpu"), false);
+  map.classList.toggle("empty", gpus === 0);
+  for (const part of [readout, legend]) part.hidden = gpus === 0;
   drawLegend(overview);
 }
 
@@ -146,7 +149,7 @@ function drawLegend(overview) {
     const key = poolKey(fleet.model, shape), known = found.get(key);
     found.set(key, { key, model: fleet.model, shape, gpus: (known?.gpus || 0) + seats.length });
   }
-  redraw(document.getElementById("legend"), [...found.values()], (entries) => [
+  redraw(legend, [...found.values()], (entries) => [
     ...entries.map(({ key, model, shape, gpus }) => el("span", { class: "entry pool", onpointerenter: () => light([...map.querySelectorAll(".gpu")].filter((cell) => cell.pool === key)), onpointerleave: () => light([]) },
       el("i", { class: `gpu serving ${colourOf(model, shape)}` }), el("span", {}, model), el("b", {}, shape), el("span", { class: "soft" }, counted(gpus, "GPU")))),
     ...STATES.map(([state, text]) => el("span", { class: "entry soft" }, el("i", { class: `gpu ${state} grey` }), text)),

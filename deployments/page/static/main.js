@@ -2,12 +2,12 @@
 
 import { Problem, ask, forgetToken, hasToken, isToken, keepToken } from "./api.js";
 import { askPerson } from "./asking.js";
-import { drawDecisions, onAnswer } from "./decisions.js";
+import { drawDecisions, onAnswer, showWaiting, waitingIn } from "./decisions.js";
 import { setText } from "./dom.js";
 import { events, followEvents, stopEvents } from "./events.js";
 import { drawIslands } from "./islands.js";
 import { drawModels } from "./models.js";
-import { clock, counted, moment } from "./words.js";
+import { clock, counted, moment, pools } from "./words.js";
 
 const PERIOD_MS = 2000, SOON_MS = 250, PATIENCE_MS = 15000;
 const part = (id) => document.getElementById(id);
@@ -19,6 +19,7 @@ function openDoor(sentence = "") {
   stopEvents();
   forgetToken();
   seen = null;
+  drawWaiting([]);
   part("fleet").hidden = true;
   part("door").hidden = false;
   setText(part("refused"), sentence);
@@ -79,7 +80,17 @@ function drawBar({ cluster }, decisions) {
   setText(part("hardware"), [counted(new Set(cluster.nodes.map((node) => node.island)).size, "island"), counted(cluster.nodes.length, "node"), counted(gpus, "GPU"), `${free.toLocaleString("en")} free`].join(" \u00b7 "));
   setText(part("pulse"), `live, ${clock(seenAt)}`);
   part("pulse").className = "good";
+  drawWaiting(waitingIn(decisions));
   drawFreeze(decisions);
+}
+
+// On top, since what waits for a person may be far below a thousand GPUs; and in the title, for who looks at another tab.
+function drawWaiting(waiting) {
+  const [first] = waiting, banner = part("waiting");
+  const one = first && `Decision ${first.entry.number} of ${first.model} waits for an answer: ${pools(first.entry.before)} \u2192 ${pools(first.entry.target)}.`;
+  setText(banner.firstChild, waiting.length > 1 ? `${counted(waiting.length, "decision")} wait for an answer.` : one || "");
+  banner.hidden = waiting.length === 0;
+  document.title = waiting.length ? `(${waiting.length}) Archipelago` : "Archipelago";
 }
 
 function drawFreeze({ models, freeze: asked }) {
@@ -124,6 +135,7 @@ part("freeze").addEventListener("click", () => {
     done: look,
   });
 });
+part("waiting").lastChild.addEventListener("click", showWaiting);
 onAnswer(look);
 document.addEventListener("visibilitychange", () => { if (!document.hidden && !part("fleet").hidden) look(); });
 if (hasToken()) enter();

@@ -59,7 +59,7 @@ function tile(title, value, below, extra = null, kind = "") {
 
 // A time beside the limit of the SLO: the bar is full where the limit is reached.
 function held(title, value_s, limit_s, load, slo) {
-  const share = load ? `p${+((load.percentile ?? 0.95) * 100).toFixed(1)}` : "";
+  const share = load ? `p${+(load.percentile * 100).toFixed(1)}` : "";
   const isKnown = typeof value_s === "number", isLimited = typeof limit_s === "number";
   const used = isKnown && isLimited ? value_s / limit_s : null;
   const kind = used === null ? "" : used > 1 ? "bad" : used > 0.85 ? "warn" : "good";

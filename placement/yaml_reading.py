@@ -1,21 +1,23 @@
-"""YAML as a configuration means it: plain values only, and a key given twice is a mistake."""
+"""YAML as configurations, settings and clusters mean it: plain values only, and a key given twice is a mistake."""
 
+import re
 from typing import Any
 
 import yaml
 
 _TIMESTAMP = "tag:yaml.org,2002:timestamp"
+_CLOCK = ("tag:yaml.org,2002:str", re.compile(r"\d+:\d+"))  # YAML 1.1 has 22:30 a number in base 60
 
 
 class YamlError(ValueError):
-    """Not a YAML document that a configuration can be read from. The message follows the file's name and says where."""
+    """Not a YAML document that values can be read from. The message follows the file's name and says where."""
 
 
 class _Loader(yaml.SafeLoader):
-    """The safe loader, without dates (2024-01-31 is text) and with an error for a repeated key."""
+    """The safe loader, without dates and times (2024-01-31 and 22:30 are text) and with an error for a repeated key."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012  (PyYAML declares it without ClassVar)
-        first: [(tag, pattern) for tag, pattern in resolvers if tag != _TIMESTAMP]
+        first: [_CLOCK, *((tag, pattern) for tag, pattern in resolvers if tag != _TIMESTAMP)]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
