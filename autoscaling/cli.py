@@ -119,7 +119,6 @@ def _add(commands: Any, name: str, summary: str, examples: str, run: Command) ->
     command: argparse.ArgumentParser = commands.add_parser(
         name,
         help=summary,
-        description=f"{summary[0].upper()}{summary[1:]}.",
         epilog=examples,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -160,11 +159,11 @@ def _autoscale(arguments: argparse.Namespace, connect: Connect, find_config: Fin
                 watched(
                     one,
                     model=model(one.source, None, find_config),
-                    hardware=cluster(one.cluster) if one.cluster else None,
+                    hardware=cluster(one.cluster, field=f"models[{index}].cluster") if one.cluster else None,
                     ask=ask,
                     scrape_interval_s=settings.prometheus.scrape_interval_s,
                 )
-                for one in settings.models
+                for index, one in enumerate(settings.models)
             ],
             control=control,
             ledger=ledger,

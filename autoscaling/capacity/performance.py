@@ -171,7 +171,7 @@ def _read_off(site: Site, known: Callable[[_Like], _Ceilings], shape: Shape, ask
         if ceiling is None:
             ceiling = ceilings[vertex] = ceiling_of(site, _case(like, vertex))
         corners.append((ceiling, weight))
-    return _blended(shape, corners)
+    return blended(shape, corners)
 
 
 def _case(like: _Like, vertex: Vertex) -> Case:
@@ -195,7 +195,7 @@ def _lengths(length: int, spread: int) -> Lengths:
     )
 
 
-def _blended(shape: Shape, corners: Sequence[tuple[Ceiling, float]]) -> Capacity:
+def blended(shape: Shape, corners: Sequence[tuple[Ceiling, float]]) -> Capacity:
     """What lies between `corners`. Attainments are those of the corners that keep the SLO at all."""
     nearest = max(corners, key=itemgetter(1))[0]
     keeping = [corner for corner in corners if corner[0].requests_per_s] or corners
@@ -204,10 +204,11 @@ def _blended(shape: Shape, corners: Sequence[tuple[Ceiling, float]]) -> Capacity
     kept = [0.0] * len(LOADS)
     for ceiling, weight in keeping:
         kept = [value + weight * more for value, more in zip(kept, ceiling.attainments, strict=True)]
+    saturation_per_s = _mean([(one.saturation_per_s, weight) for one, weight in corners])
     return Capacity(
         shape=shape,
-        requests_per_s=_mean([(one.requests_per_s, weight) for one, weight in corners]),
-        saturation_per_s=_mean([(one.saturation_per_s, weight) for one, weight in corners]),
+        requests_per_s=saturation_per_s * _within_slo(corners),
+        saturation_per_s=saturation_per_s,
         lone_ttft_s=_mean([(one.lone_ttft_s, weight) for one, weight in fitting]),
         lone_tpot_s=_mean([(one.lone_tpot_s, weight) for one, weight in fitting]),
         room_tokens=_mean([(one.room_tokens, weight) for one, weight in corners]),
@@ -215,6 +216,17 @@ def _blended(shape: Shape, corners: Sequence[tuple[Ceiling, float]]) -> Capacity
         binding=nearest.binding,
         attainments=tuple(zip(LOADS, [value / whole for value in kept], strict=True)),
     )
+
+
+def _within_slo(corners: Sequence[tuple[Ceiling, float]]) -> float:
+    """The share of the saturation at which the SLO is kept.
+
+    Unlike rates it does not go with powers of lengths: it falls to 0 where tails grow. A corner where next to nothing
+    keeps the SLO counts as one where nothing does, and a geometric mean would be dragged down by it however small its
+    weight.
+    """
+    shares = [(one.requests_per_s / one.saturation_per_s, weight) for one, weight in corners if one.saturation_per_s]
+    return sum(share * weight for share, weight in shares) / sum(weight for _, weight in corners)
 
 
 def _mean(values: Sequence[tuple[float, float]]) -> float:

@@ -41,10 +41,6 @@ class Times:
         known = self.starts_s.get(shape)
         return max(self.starts_s.values(), default=math.inf) if known is None else known
 
-    def swap_stall_s(self, shape: Shape) -> float:
-        """How long nobody serves when a replica of `shape` can only start where the last one ended."""
-        return self.stop_s + self.start_s(shape)
-
 
 def times_of(
     site: Site,

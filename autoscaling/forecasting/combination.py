@@ -52,11 +52,12 @@ class _Replay:
 
 
 def project(
-    rates: Array, *, leads: int, quantile: float, noise: float, seasons: Sequence[tuple[str, int]]
+    rates: Array, *, leads: int, quantile: float, noise: float, chance: float, seasons: Sequence[tuple[str, int]]
 ) -> Projection:
     """Forecast `rates`, one per step and NaN where unknown (but not everywhere), for `leads` steps.
 
-    `noise` is the standard deviation that the root of a rate has by chance alone.
+    `noise` is the standard deviation that the root of a rate has by chance alone; `chance` what of it the quantile
+    leaves out.
     """
     known = np.isfinite(rates)
     roots = np.sqrt(np.maximum(_filled(rates, known), 0.0))
@@ -79,7 +80,7 @@ def project(
     weights: dict[str, float] = {}
     for name, share in zip(options.names, shares[:, -1], strict=True):
         weights[name] = weights.get(name, 0.0) + float(share)
-    raised = paths[:, -1] + _margin(paths[:, : len(past)], replay, prior, quantile, stride)
+    raised = paths[:, -1] + _margin(paths[:, : len(past)], replay, prior, quantile, stride, chance)
     return Projection(
         mean=paths[:, -1] ** 2, quantile=raised**2, weights=weights, error=_error(paths[:, : len(past)], replay)
     )
@@ -120,7 +121,7 @@ def _surprise(options: Candidates, recent: Array, origins: Indices, noise: float
     return kept
 
 
-def _margin(paths: Array, replay: _Replay, prior: Array, quantile: float, stride: int) -> Array:
+def _margin(paths: Array, replay: _Replay, prior: Array, quantile: float, stride: int, chance: float) -> Array:
     """What to add to the path at each lead so that the maximum stays below it with probability `quantile`."""
     leads = len(prior)
     # Windows that overlap are not independent: together they count as those that do not.
@@ -135,7 +136,7 @@ def _margin(paths: Array, replay: _Replay, prior: Array, quantile: float, stride
     order = np.argsort(values)
     reached = np.cumsum(weights[order])
     found = values[order[min(int(np.searchsorted(reached, quantile * reached[-1])), len(order) - 1)]]
-    margin: Array = max(float(found), 0.0) * typical
+    margin: Array = max(float(found), 0.0) * np.sqrt(np.maximum(typical**2 - chance**2, 0.0))
     return margin
 
 

@@ -59,9 +59,17 @@ class Forecast:
 
 
 def forecast(
-    history: History, *, horizon_s: float, quantile: float, seasons_s: Sequence[float] = (_DAY_S, 7 * _DAY_S)
+    history: History,
+    *,
+    horizon_s: float,
+    quantile: float,
+    dispersion: float = 0.0,
+    seasons_s: Sequence[float] = (_DAY_S, 7 * _DAY_S),
 ) -> Forecast:
     """Forecast the demand after `history` for `horizon_s`, and the `quantile` (0.5 to below 1) of its maximum.
+
+    The quantile is of what is counted. With a `dispersion` (variance of the arrivals over their mean) it is of the rate
+    behind that: what counts of such arrivals scatter by chance is left out, for who allows for it elsewhere.
 
     Steps shorter than a minute are joined to minutes. A season counts where the history is longer than it. Raises
     ValueError where a series has no known step, or the horizon or quantile makes no sense.
@@ -79,16 +87,16 @@ def forecast(
         for name in ("requests_per_s", "input_tokens_per_s", "output_tokens_per_s")
     )
 
-    def ahead(rates: Array, noise: float) -> Projection:
-        return project(rates, leads=leads, quantile=quantile, noise=noise, seasons=seasons)
+    def ahead(rates: Array, noise: float, chance: float) -> Projection:
+        return project(rates, leads=leads, quantile=quantile, noise=noise, chance=chance, seasons=seasons)
 
     day = round(_DAY_S / step_s)
     # The root of a Poisson count has a variance of 1/4; tokens come in lumps of a request, of lengths that differ.
-    of_requests = ahead(requests, math.sqrt(0.25 / step_s))
-    of_tokens = [
-        ahead(each, math.sqrt(0.5 * _tokens_per_request(each[-day:], requests[-day:]) / step_s))
-        for each in (inputs, outputs)
-    ]
+    of_requests = ahead(requests, math.sqrt(0.25 / step_s), math.sqrt(0.25 * dispersion / step_s))
+    of_tokens = []
+    for each in (inputs, outputs):
+        lump = 0.25 * _tokens_per_request(each[-day:], requests[-day:]) / step_s
+        of_tokens.append(ahead(each, math.sqrt(2 * lump), math.sqrt((1 + dispersion) * lump) if dispersion else 0.0))
     ranges = [_seen(each[-day:], requests[-day:]) for each in (inputs, outputs)]
     return Forecast(
         step_s=step_s,

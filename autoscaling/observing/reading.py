@@ -14,11 +14,11 @@ from autoscaling.observing.past import MAX_STEPS, STEP_S, dispersion, history
 from autoscaling.observing.queries import Ask, Failure, FailureKind, Moment, Query, joined, parted
 from autoscaling.observing.trust import Circumstances, Parts, total
 from placement import Lengths, Shape, Slo
+from placement.workload import MAX_MEAN_TOKENS, MAX_SPREAD
 
 ENOUGH = 30  # finished requests: their mean length is then within 18 % (one standard error at a spread of 1)
 LOOKBACKS_S = (600.0, 3600.0)  # where lengths are looked for when the window has not enough
 FIRST_LOOKBACK_S = 86_400.0  # and when nothing was seen before either
-MAX_SPREAD = 10.0  # that placement knows
 
 _KINDS: Mapping[FailureKind, BlindKind] = {"slow": "slow", "partial": "missing"}
 
@@ -158,7 +158,7 @@ def _habits_in(parts: Parts) -> Habits:
 def _lengths(parts: Parts, tokens: Query, buckets: Query) -> Lengths:
     cumulative = _buckets(parts, buckets)
     events = counted(cumulative)
-    mean_tokens = max(1.0, total(parts, tokens) / events) if events else 1.0
+    mean_tokens = min(MAX_MEAN_TOKENS, max(1.0, total(parts, tokens) / events)) if events else 1.0
     return Lengths(mean_tokens=mean_tokens, spread=min(MAX_SPREAD, spread(cumulative, mean_tokens)))
 
 

@@ -14,6 +14,7 @@ from autoscaling.observation import Blind, Observation, Pools, gpus_of, pools_of
 from autoscaling.policy.budget import counted, ease
 from autoscaling.policy.doubts import doubting
 from autoscaling.policy.estimates import Estimates
+from autoscaling.policy.imbalance import imbalance
 from autoscaling.policy.memory import Memory
 from autoscaling.policy.options import Bounds, Candidate, bounds, options
 from autoscaling.policy.outlook import Outlook, outlook
@@ -40,12 +41,16 @@ def decide(
         return _blind(observation, memory)
     passed_s = memory.passed_s(observation.at_s, observation.window_s)
     memory = counted(memory.seeing(observation, rules.lookback_s), observation, rules, passed_s)
-    memory = doubting(memory, observation, Estimates(performance, rules.slo), rules, passed_s)
+    lopsided = imbalance(observation)
+    model = Estimates(performance, rules.slo)
+    memory = doubting(memory, observation, model, rules, passed_s, is_lopsided=lopsided is not None)
 
     current = _current(observation, memory, rules)
     shapes = candidates(rules, tuple(current))
     start_s = max((times.start_s(shape) for shape in shapes), default=0.0)
-    plan = outlook(observation, rules, start_s=start_s, regrets=memory.regrets_of(gpus_of(current)))
+    queued = 0.0 if lopsided else observation.waiting
+    regrets = memory.regrets_of(gpus_of(current))
+    plan = outlook(observation, rules, start_s=start_s, queued=queued, regrets=regrets)
     room = ease(memory, observation.demand, rules)
     # Eased only for giving up replicas: were rises measured so too, help for them would come too late.
     estimates, eased = (Estimates(performance, rules.slo, memory.doubts, by) for by in (1.0, room))
@@ -67,7 +72,7 @@ def decide(
     )
     memory = pressed(memory, choice, passed_s)
     held = held_back(choice, memory, observation, plan, rules, times, may_stay=may_stay, has_misses_left=room > 1)
-    return _decision(observation, choice, held, plan, Reasons(observation, plan, estimates, rules)), memory
+    return _decision(observation, choice, held, plan, Reasons(observation, lopsided, plan, estimates, rules)), memory
 
 
 def _blind(blind: Blind, memory: Memory) -> tuple[Decision, Memory]:

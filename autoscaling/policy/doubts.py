@@ -7,9 +7,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 
+import numpy as np
+
 from autoscaling.observation import Observation, PoolLoad
 from autoscaling.policy.estimates import Estimates
-from autoscaling.policy.imbalance import imbalance
 from autoscaling.policy.memory import Memory
 from autoscaling.policy.rules import Rules
 from placement import Shape
@@ -22,24 +23,32 @@ _COUNTED_OVER_S = 600.0
 _OFTENER = 1.3
 _FEWEST_ARRIVALS = 50.0
 _SEEN_FOR = 3.0  # times the patience for more GPUs: a backlog of the past is gone by then
+# Before that nobody knows how bursty the arrivals are. What is missed may be for that, and so with every shape.
+_KNOWN_AFTER_S = 360.0
 _LOAD_STEP = 0.05
 _HIGHEST_LOAD = 2.0
 
 
-def doubting(memory: Memory, observation: Observation, model: Estimates, rules: Rules, passed_s: float) -> Memory:
-    """`memory` with the doubts after this tick. `model` is without any."""
+def doubting(
+    memory: Memory, observation: Observation, model: Estimates, rules: Rules, passed_s: float, *, is_lopsided: bool
+) -> Memory:
+    """`memory` with the doubts after this tick. `model` is without any.
+
+    `is_lopsided`: one replica has the queue, and the others have room.
+    """
     spare_per_s = _spare_per_s(observation, model)
     # A peak leaves a queue, and the last window shows who was in it: that is not the model's fault.
     caught_up = -max(0.0, spare_per_s) * observation.window_s
     owed = max(caught_up, memory.owed - spare_per_s * passed_s)
-    memory = replace(memory, doubts=_faded(memory.doubts, passed_s), owed=owed)
+    step_s, known_s = observation.history.step_s, _known_s(observation)
+    doubts = {} if known_s - step_s < _KNOWN_AFTER_S <= known_s else _faded(memory.doubts, passed_s)
+    memory = replace(memory, doubts=doubts, owed=owed)
     seen, demand = observation.attainment, observation.demand
     if not _is_settled(memory, observation, rules):
         return replace(memory, missed_s=0.0, arrived=0.0, late=0.0)
     if owed > caught_up:
         return replace(memory, missed_s=0.0)
     many = demand.requests_per_s * observation.window_s >= _FEWEST_ARRIVALS
-    is_lopsided = imbalance(observation) is not None
     if seen is None or not many or is_lopsided or not model.keeps(observation.fleet.serving, (demand,)):
         return replace(memory, missed_s=0.0)  # nothing to hold against the model
     fades, arrivals = math.exp(-passed_s / _COUNTED_OVER_S), demand.requests_per_s * passed_s
@@ -55,6 +64,11 @@ def doubting(memory: Memory, observation: Observation, model: Estimates, rules: 
         usual = replace(observation, attainment=1 - memory.late / memory.arrived)
         return replace(_with_doubt(memory, usual, model, rules), arrived=0.0, late=0.0)
     return memory
+
+
+def _known_s(observation: Observation) -> float:
+    """How much of the past is known."""
+    return float(np.isfinite(observation.history.requests_per_s).sum()) * observation.history.step_s
 
 
 def _spare_per_s(observation: Observation, model: Estimates) -> float:
@@ -80,7 +94,10 @@ def _are_too_many(late: float, allowed: float) -> bool:
 
 def _with_doubt(memory: Memory, observation: Observation, model: Estimates, rules: Rules) -> Memory:
     trust = _trust(observation, model)
-    doubted = {pool.shape: min(trust, memory.doubts.get(pool.shape, 1.0)) for pool in _late(observation, rules)}
+    shapes = {pool.shape for pool in _late(observation, rules)}
+    if _known_s(observation) < _KNOWN_AFTER_S:
+        shapes |= {*rules.shapes}
+    doubted = {shape: min(trust, memory.doubts.get(shape, 1.0)) for shape in shapes}
     return replace(memory, doubts={**memory.doubts, **doubted})
 
 

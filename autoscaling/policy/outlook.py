@@ -6,33 +6,23 @@ hardest depends on the shape that serves it: so the extremes in each respect are
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import numpy as np
 
 from autoscaling.decision import Expected
 from autoscaling.forecasting.forecast import Forecast, forecast
-from autoscaling.observation import Array, Demand, History, Observation
-from autoscaling.policy.imbalance import USUAL_WAITING, imbalance
+from autoscaling.observation import Demand, History, Observation
+from autoscaling.policy.calm import Calm, calmed
+from autoscaling.policy.imbalance import USUAL_WAITING
+from autoscaling.policy.past import Asked, extremes
 from autoscaling.policy.rules import Rules
 from placement import Lengths
 
 _DEFAULT_BEYOND_START_S = 600.0
 _SLICES = 12
 _PROVED_AFTER = 5.0  # horizons of history
-# Single steps are noise: a length is the mean of few requests, a rate a count of them.
-_SMOOTHED_OVER_S = 120.0
-_FEWEST_REQUESTS = 30.0  # behind a length that is to be remembered
-_CLEARLY = 3.0  # standard errors
+_TREND_AFTER = 2.0  # leads: a demand that rose for less may be a spike, or a step
 _ALIKE = 0.97  # a demand that is at least this part of another in every respect stands for it
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
-    """A demand and when it comes: in so many seconds, negative for the past."""
-
-    demand: Demand
-    in_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,27 +61,30 @@ class Outlook:
     expected: Expected
 
 
-def outlook(observation: Observation, rules: Rules, *, start_s: float, regrets: int = 0) -> Outlook:
+def outlook(observation: Observation, rules: Rules, *, start_s: float, queued: float, regrets: int = 0) -> Outlook:
     """What to plan for.
 
     Args:
         observation: of now.
         rules: how far to look ahead and back.
         start_s: the slowest cold start of the shapes in question.
+        queued: requests that wait and that other replicas could answer.
         regrets: how often in a row GPUs were given up too early.
     """
     horizon_s = rules.horizon_s or start_s + _DEFAULT_BEYOND_START_S
     lead_s = min(start_s + observation.window_s, horizon_s)
     patience_s = rules.patience_s(start_s, regrets)
     lookback_s = max(patience_s, rules.lookback_s)
-    queued = 0.0 if imbalance(observation) else observation.waiting
     backlog = max(0.0, queued - USUAL_WAITING * observation.running)
-    now = Asked(demand=observation.demand, in_s=0.0)
+    calm = calmed(observation, lookback_s=lookback_s, trend_s=_TREND_AFTER * lead_s)
+    if not rules.forecast:
+        calm = replace(calm, slope=0.0)
+    now = Asked(demand=calm.demand, in_s=0.0)
     future = _future(observation, rules, horizon_s)
-    past = _past(observation, lookback_s)
+    past = extremes(calm.at_most, lookback_s)
     need = tuple(
         replace(asked, demand=_with_backlog(asked.demand, backlog / lead_s))
-        for asked in _hardest((now, *_peak_until(future, now, past, lead_s)))
+        for asked in _hardest((now, *_risen(calm, now, lead_s), *_peak_until(future, now, past, lead_s)))
     )
     coming = (*need, *_peak_until(future, now, past, horizon_s))
     most = max(need, key=lambda asked: asked.demand.requests_per_s).demand
@@ -99,10 +92,10 @@ def outlook(observation: Observation, rules: Rules, *, start_s: float, regrets: 
     return Outlook(
         horizon_s=horizon_s,
         lead_s=lead_s,
-        path=_path(now.demand, future, lead_s, horizon_s),
+        path=_path(now.demand, future, calm, lead_s, horizon_s),
         need=need,
         patience_s=patience_s,
-        recent=_hardest((*coming, *_past(observation, patience_s))),
+        recent=_hardest((*coming, *extremes(calm.at_most, patience_s))),
         recent_s=_known_s(observation.history, patience_s),
         lasting=_hardest((*coming, *past)),
         lasting_s=_known_s(observation.history, lookback_s),
@@ -111,11 +104,18 @@ def outlook(observation: Observation, rules: Rules, *, start_s: float, regrets: 
         expected=Expected(
             horizon_s=horizon_s,
             requests_per_s=most.requests_per_s,
-            mean_requests_per_s=mean.requests_per_s,
+            mean_requests_per_s=max(mean.requests_per_s, calm.ahead_per_s(lead_s)),
             input_tokens=most.input_tokens.mean_tokens,
             output_tokens=most.output_tokens.mean_tokens,
         ),
     )
+
+
+def _risen(calm: Calm, now: Asked, lead_s: float) -> tuple[Asked, ...]:
+    """What a trend makes of the demand by the time that a replica begun now serves."""
+    if calm.slope <= 0:
+        return ()
+    return (Asked(demand=replace(now.demand, requests_per_s=calm.ahead_per_s(lead_s)), in_s=lead_s),)
 
 
 def _future(observation: Observation, rules: Rules, horizon_s: float) -> Forecast | None:
@@ -128,7 +128,8 @@ def _future(observation: Observation, rules: Rules, horizon_s: float) -> Forecas
     known = min((np.isfinite(one).sum() for one in series), default=0) * history.step_s
     if not rules.forecast or known < _PROVED_AFTER * horizon_s:
         return None
-    return forecast(history, horizon_s=horizon_s, quantile=rules.forecast_quantile)
+    dispersion = observation.demand.dispersion
+    return forecast(history, horizon_s=horizon_s, quantile=rules.forecast_quantile, dispersion=dispersion)
 
 
 def _peak_until(future: Forecast | None, now: Asked, past: Sequence[Asked], until_s: float) -> tuple[Asked, ...]:
@@ -149,17 +150,16 @@ def _at_most(lengths: Lengths, mean_tokens: float) -> Lengths:
     return replace(lengths, mean_tokens=min(lengths.mean_tokens, mean_tokens))
 
 
-def _path(now: Demand, future: Forecast | None, lead_s: float, horizon_s: float) -> tuple[Slice, ...]:
+def _path(now: Demand, future: Forecast | None, calm: Calm, lead_s: float, horizon_s: float) -> tuple[Slice, ...]:
     """Slices over the horizon, neighbours that are alike in one."""
-    if future is None:
-        return (Slice(length_s=horizon_s, demand=now),)
-    most_per_s = future.peak(now, until_s=lead_s, quantile=True).requests_per_s
+    most_per_s = future.peak(now, until_s=lead_s, quantile=True).requests_per_s if future else now.requests_per_s
     length_s = horizon_s / _SLICES
     slices: list[Slice] = []
     for step in range(_SLICES):
-        demand = future.demand_at((step + 0.5) * length_s, now, quantile=True)
-        if demand.requests_per_s > most_per_s:
-            demand = replace(demand, requests_per_s=most_per_s)
+        at_s = (step + 0.5) * length_s
+        demand = future.demand_at(at_s, now, quantile=True) if future else now
+        risen_per_s = calm.ahead_per_s(min(at_s, lead_s)) if calm.slope > 0 else 0.0
+        demand = replace(demand, requests_per_s=max(min(demand.requests_per_s, most_per_s), risen_per_s))
         last = slices[-1] if slices else None
         if last is not None and _covers(last.demand, demand) and _covers(demand, last.demand):
             slices[-1] = replace(last, length_s=last.length_s + length_s)
@@ -172,86 +172,6 @@ def _known_s(history: History, lookback_s: float) -> float:
     """How much of the last `lookback_s` is known."""
     steps = int(lookback_s // history.step_s)
     return float(np.isfinite(history.requests_per_s[-steps:]).sum()) * history.step_s if steps else 0.0
-
-
-class _Series(NamedTuple):
-    """Of a history, per second: arrivals, answers, and the tokens of these."""
-
-    rates: Array
-    answered: Array
-    inputs: Array
-    outputs: Array
-
-    @property
-    def lengths(self) -> tuple[Array, Array]:
-        """Mean tokens of prompts and of answers; not a number where none was answered."""
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return self.inputs / self.answered, self.outputs / self.answered
-
-
-def _past(observation: Observation, lookback_s: float) -> tuple[Asked, ...]:
-    """The extremes of the history over `lookback_s`: of rates, of tokens, and of lengths."""
-    history = observation.history
-    steps = min(len(history.requests_per_s), int(lookback_s // history.step_s))
-    if not steps:
-        return ()
-    width = max(1, min(steps, round(_SMOOTHED_OVER_S / history.step_s)))
-    smooth = _smoothed(history, steps, width)
-    known = np.isfinite(smooth.rates + smooth.inputs + smooth.outputs) & (smooth.rates > 0) & (smooth.answered > 0)
-    if not known.any():
-        return ()
-    found = {_peak(series, known) for series in (smooth.rates, smooth.inputs, smooth.outputs)}
-    telling = known & (smooth.answered * max(history.step_s, _SMOOTHED_OVER_S) >= _FEWEST_REQUESTS)
-    if telling.any():
-        found |= {_peak(lengths, telling) for lengths in smooth.lengths}
-    return (
-        *(_asked(observation, smooth, at) for at in sorted(found)),
-        *(_asked(observation, _smoothed(history, steps, 1), at) for at in _swings(observation.demand, history, steps)),
-    )
-
-
-def _swings(demand: Demand, history: History, steps: int) -> set[int]:
-    """Single steps with the longest prompts or answers, where these are longer than chance makes them.
-
-    A mix that swings within the smoothing time looks like its mean, which no request has.
-    """
-    each = _smoothed(history, steps, 1)
-    answers = each.answered * history.step_s
-    counted = answers >= _FEWEST_REQUESTS
-    found = set()
-    rows = zip((each.inputs, each.outputs), (demand.input_tokens, demand.output_tokens), each.lengths, strict=True)
-    for tokens, now, lengths in rows:
-        with np.errstate(divide="ignore", invalid="ignore"):
-            longer = lengths / (np.nansum(tokens) / np.nansum(each.answered)) - 1
-            clear = counted & (longer > _CLEARLY * now.spread / np.sqrt(answers))
-        if clear.any():
-            found.add(_peak(longer, clear))
-    return found
-
-
-def _asked(observation: Observation, series: _Series, at: int) -> Asked:
-    """The demand in one place of the history."""
-    history, like = observation.history, observation.demand
-    age_s = observation.at_s - history.end_s + (len(series.rates) - 1 - at) * history.step_s
-    inputs, outputs = (max(1.0, float(lengths[at])) for lengths in series.lengths)
-    demand = replace(
-        like,
-        requests_per_s=float(series.rates[at]),
-        input_tokens=replace(like.input_tokens, mean_tokens=inputs),
-        output_tokens=replace(like.output_tokens, mean_tokens=outputs),
-    )
-    return Asked(demand=demand, in_s=-age_s)
-
-
-def _smoothed(history: History, steps: int, width: int) -> _Series:
-    """Means of the last `steps` over `width` of them, each where all of its steps are known."""
-    weights = np.full(width, 1 / width)
-    series = (history.requests_per_s, history.answered_per_s, history.input_tokens_per_s, history.output_tokens_per_s)
-    return _Series(*(np.convolve(one[-steps:], weights, mode="valid") for one in series))
-
-
-def _peak(series: Array, known: np.ndarray) -> int:
-    return int(np.argmax(np.where(known, series, -np.inf)))
 
 
 def _with_backlog(demand: Demand, requests_per_s: float) -> Demand:

@@ -12,7 +12,8 @@ from autoscaling.decision import Kind, Price
 from autoscaling.observation import Demand, Pools, gpus_of
 from autoscaling.policy.estimates import Estimates
 from autoscaling.policy.options import Candidate
-from autoscaling.policy.outlook import Asked, Outlook
+from autoscaling.policy.outlook import Outlook
+from autoscaling.policy.past import Asked
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

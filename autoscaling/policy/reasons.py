@@ -5,8 +5,9 @@ import math
 from autoscaling.decision import Option
 from autoscaling.observation import Observation, Pools, spelled
 from autoscaling.policy.estimates import Estimates
-from autoscaling.policy.imbalance import imbalance
-from autoscaling.policy.outlook import Asked, Outlook
+from autoscaling.policy.imbalance import Imbalance
+from autoscaling.policy.outlook import Outlook
+from autoscaling.policy.past import Asked
 from autoscaling.policy.pricing import Offer
 from autoscaling.policy.ranking import Choice, Loser
 from autoscaling.policy.rules import Rules
@@ -19,8 +20,16 @@ _MS = 1e3
 class Reasons:
     """Sentences about one tick."""
 
-    def __init__(self, observation: Observation, outlook: Outlook, estimates: Estimates, rules: Rules) -> None:
-        self._observation, self._outlook, self._estimates, self._rules = observation, outlook, estimates, rules
+    def __init__(
+        self,
+        observation: Observation,
+        lopsided: Imbalance | None,
+        outlook: Outlook,
+        estimates: Estimates,
+        rules: Rules,
+    ) -> None:
+        self._observation, self._lopsided, self._outlook = observation, lopsided, outlook
+        self._estimates, self._rules = estimates, rules
 
     def of_options(self, choice: Choice) -> tuple[Option, ...]:
         """All that were priced, the best first, each with what it won or lost by."""
@@ -58,7 +67,7 @@ class Reasons:
 
     def of_imbalance(self) -> str:
         """That one replica has a queue and the others have room; empty where that is not so."""
-        found = imbalance(self._observation)
+        found = self._lopsided
         if found is None:
             return ""
         one = found.load

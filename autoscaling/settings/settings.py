@@ -12,17 +12,16 @@
 Only `models` is needed. `archipelago autoscale --fields` describes every field.
 """
 
-import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from autoscaling.settings.fields import DAYS, Clock, Days, Latency, Length, Positive, Section, Shapes, Share, Url, Zone
 from autoscaling.settings.messages import SettingsError, problems_of, shown
 from placement import Slo
 from placement.promised import USUAL_SHARE
+from placement.yaml_reading import YamlError, read_yaml
 
 Mode = Literal["advise", "approve", "auto"]
 
@@ -197,22 +196,6 @@ class Settings(Section):
         return models
 
 
-class _Loader(yaml.SafeLoader):
-    """The safe loader, with an error for a key given twice; 22:30 is text (YAML 1.1 has it a number in base 60)."""
-
-    yaml_implicit_resolvers = {  # noqa: RUF012  (PyYAML declares it without ClassVar)
-        first: [("tag:yaml.org,2002:str", re.compile(r"\d+:\d+")), *resolvers]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        repeated = next((key for key in keys if keys.count(key) > 1), None)
-        if repeated is not None:
-            raise yaml.constructor.ConstructorError(problem=f"{repeated} is given twice", problem_mark=node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
 def read_settings(path: Path) -> Settings:
     """The settings in a file. Raises `SettingsError` with everything that is wrong with them."""
     try:
@@ -227,13 +210,9 @@ def read_settings(path: Path) -> Settings:
 def parse_settings(text: str, *, origin: str = "settings") -> Settings:
     """Settings from YAML text. Raises `SettingsError`; `origin` names the text in it."""
     try:
-        document = yaml.load(text, _Loader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise SettingsError([f"{origin}: {where}{error.problem or error.context}"]) from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise SettingsError([f"{origin}: is not YAML that can be read: {str(error).splitlines()[0]}"]) from error
+        document = read_yaml(text)
+    except YamlError as error:
+        raise SettingsError([f"{origin}: {error}"]) from error
     if not isinstance(document, dict):
         held = "is empty" if document is None else f"holds {shown(document)}"
         raise SettingsError([f"{origin}: {held}; give a mapping with at least models"])

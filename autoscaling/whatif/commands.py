@@ -37,7 +37,7 @@ from placement.given import (
     named,
     slo,
 )
-from placement.quantities import fraction, seconds
+from placement.quantities import QuantityError, fraction, seconds
 from placement.shown import check_writable, write
 
 FAILED = 1
@@ -55,11 +55,9 @@ A day at 20 requests/s takes about a minute for each run; ray-serve and its like
 
 def add_commands(commands: Any, find_config: FindConfig, now: Callable[[], float] = time.time) -> None:  # noqa: TID251
     """Add `whatif` to the command line; `find_config` looks a hub id up outside the catalogue, `now` is the clock."""
-    summary = "replay your own history under several policies: GPU-hours and SLO attainment of each, as one page"
     command = commands.add_parser(
         "whatif",
-        help=summary,
-        description=f"{summary[0].upper()}{summary[1:]}.",
+        help="replay your own history under several policies: GPU-hours and SLO attainment of each, as one page",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -161,7 +159,7 @@ def _past(arguments: argparse.Namespace, now_s: float) -> Past:
             timeout_s=_PATIENCE_S,
         )
     except ValueError as error:
-        raise InputError(f"--prometheus: {error}") from error
+        raise InputError(f"--prometheus: {str(error).removeprefix('url: ')}") from error
     with prometheus:
         return read_past(
             prometheus,
@@ -177,16 +175,20 @@ def _secret(path: Path | None, *, option: str) -> str | None:
     try:
         return None if path is None else path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{option}: {path} cannot be read ({error}).") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"{option}: {path} cannot be read ({reason}).") from error
 
 
 def _long(text: str) -> float:
     """A time that may be in days."""
     body = text.strip().lower()
-    for unit in ("days", "day", "d"):
-        if body.endswith(unit):
-            return _DAY_S / 3600 * seconds(f"{body.removesuffix(unit)}h", field="--since")
-    return seconds(body, field="--since")
+    try:
+        for unit in ("days", "day", "d"):
+            if body.endswith(unit):
+                return _DAY_S / 3600 * seconds(f"{body.removesuffix(unit)}h")
+        return seconds(body)
+    except QuantityError as error:
+        raise InputError(f"--since: {text!r} is not accepted; give a time such as 90min, 24h or 14d.") from error
 
 
 def _site(arguments: argparse.Namespace, find_config: FindConfig, ran: Steps) -> Site:

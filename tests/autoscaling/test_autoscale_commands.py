@@ -7,10 +7,11 @@ import pytest
 from control_builders import MODEL, rows
 from loop_builders import SETTLE_S, START_S, TICK_S, TWO, WIDE, Running, world
 
-from autoscaling.cli import add_commands
+from autoscaling.cli import _terms, add_commands
 from autoscaling.ledger.ledger import FILE, read_ledger
 from autoscaling.live.approvals import frozen, take_answer
 from autoscaling.live.fleet_client import FleetClient, RefusedError
+from autoscaling.settings.settings import parse_settings
 
 Ran = tuple[int, str, str]
 Run = Callable[..., Ran]
@@ -161,7 +162,14 @@ def test_fields_are_described(run: Run) -> None:
     assert "models[].slo.ttft" in output
 
 
-def test_what_is_missing_to_start_is_told(run: Run, tmp_path: Path) -> None:
+@pytest.mark.parametrize("tick_s", [1, 15, 600])
+def test_a_lease_outlasts_the_longest_tick(tick_s: int, tmp_path: Path) -> None:
+    """Else another autoscaler would act while this one is alive; the first look at a model takes seconds."""
+    least = "models: [{model: m, source: meta-llama/Llama-3.1-70B, slo: {ttft: 500ms}}]\n"
+    assert _terms(parse_settings(f"{least}tick_s: {tick_s}"), tmp_path).lease_ttl_s >= 2 * tick_s + 30
+
+
+def test_what_is_missing_to_start_is_told(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run("autoscale")[2].startswith("archipelago: autoscaler.yaml: cannot be read")
     least = "models: [{model: m, source: meta-llama/Llama-3.1-70B, slo: {ttft: 500ms}}]\n"
     (tmp_path / "autoscaler.yaml").write_text(least)
@@ -175,6 +183,11 @@ def test_what_is_missing_to_start_is_told(run: Run, tmp_path: Path) -> None:
     assert (
         "prometheus.password_env: $NO_SUCH_PASSWORD is not set; give it the password" in run("autoscale", "my.yaml")[2]
     )
+    monkeypatch.setenv("CONTROL", "secret")
+    control = "control: {url: http://127.0.0.1:1, token_env: CONTROL}\n"
+    (tmp_path / "my.yaml").write_text(least.replace("slo:", "cluster: c.yaml, slo:") + control)
+    told = "archipelago: models[0].cluster: c.yaml cannot be read: No such file or directory.\n"
+    assert run("autoscale", "my.yaml")[2] == told
 
 
 def test_once_with_nobody_there_says_so_and_ends(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,6 +104,18 @@ def test_a_spike_below_a_minute_neither_lifts_the_level_nor_becomes_a_trend():
         assert found.quantile.requests_per_s.max() < 1.25 * _ahead(quiet).quantile.requests_per_s.max()
 
 
+def test_what_bursts_scatter_by_is_left_out_where_it_is_allowed_for_elsewhere():
+    bursty = np.random.default_rng(1).normal(12, math.sqrt(16 * 12 / 60), 240)
+    counted, behind = (
+        forecast(_history(bursty), horizon_s=600, quantile=0.9, dispersion=dispersion).quantile.requests_per_s.max()
+        for dispersion in (0.0, 16.0)
+    )
+    assert counted > 14.5
+    assert behind < 14
+    rising = 5 + 0.1 * np.arange(240)
+    assert forecast(_history(rising), horizon_s=600, quantile=0.9, dispersion=1.0).quantile.requests_per_s.max() > 29.5
+
+
 def test_holes_are_skipped():
     rates = _noisy([10.0] * 240)
     holed = rates.copy()

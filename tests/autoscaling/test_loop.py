@@ -209,7 +209,9 @@ def test_a_repartition_that_did_worse_is_reverted_once_and_barred(tmp_path: Path
         )
         assert here.asked == [{"tp4": 1}, {"tp2": 1}]
         assert [entry.decision.cause for entry in entries if entry.state == "acted"] == ["cheapest", "revert"]
-        assert here.memories[-1].bar(ONE, WIDE) is not None
+        bar = here.memories[-1].bar(ONE, WIDE)
+        assert bar is not None
+        assert bar.until_s - entries[-1].at_s == pytest.approx(6 * 3600, rel=0.01)
         assert running.metric("verdicts_total", model=MODEL, verdict="worse") == 1
         assert running.metric("realised_attainment_ratio", model=MODEL) == pytest.approx(0.6)
         running.tick(40, serving=True)

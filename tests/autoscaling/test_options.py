@@ -13,7 +13,7 @@ def found(rate, current, tokens=512, **given):
     """The options for a fleet, by name, with their kinds."""
     asked = rules(tpot_ms=200, ttft_ms=2000, **given)
     current = pools(current)
-    plan = outlook(observation(1e4, demand(rate, tokens), fleet(current)), asked, start_s=90)
+    plan = outlook(observation(1e4, demand(rate, tokens), fleet(current)), asked, start_s=90, queued=0.0)
     estimates = Estimates(Analytic(), asked.slo)
     made = options(current, (*current, TP1, TP2, TP4, TP8), plan, estimates, estimates, bounds(asked, gpus=32))
     return {spelled(one.pools): one.kind for one in made}
@@ -40,6 +40,7 @@ def test_too_little_is_there_what_is_needed_and_one_more_alone_and_beside():
         "1 x tp8": "repartition",
         "2 x tp2 + 1 x tp8": "repartition",
         "21 x tp1": "repartition",
+        "22 x tp1": "repartition",  # for what surely was not more
         "10 x tp1 + 2 x tp2": "repartition",
     }
 

@@ -1,5 +1,7 @@
 """The decisions of the policy, tick by tick: scenarios with a known right answer, and what makes it hold."""
 
+from dataclasses import replace
+
 import pytest
 from policy_builders import (
     EP16,
@@ -13,6 +15,7 @@ from policy_builders import (
     Play,
     demand,
     fleet,
+    history,
     observation,
     pools,
     rules,
@@ -71,7 +74,7 @@ def test_tpot_over_target_at_low_load_is_cured_by_a_wider_shape():
 def test_load_falls_under_a_tight_tpot_the_fleet_becomes_fewer_and_wider():
     # For much demand both shapes take 16 GPUs; for little, three tp2 are needed where one tp4 is enough.
     tight = rules(tpot_ms=150, ttft_ms=2000, shapes=(TP2, TP4))
-    play = Play(shift(demand(76), demand(20)), pools("8 x tp2"), tight).until(3600)
+    play = Play(shift(demand(76), demand(19)), pools("8 x tp2"), tight).until(3600)
 
     assert play.acts == [Act(900, "replicas", "3 x tp2"), Act(1860, "repartition", "1 x tp4")]
 
@@ -124,7 +127,7 @@ def test_a_spike_of_a_minute_changes_nothing(times):
 def test_a_little_too_much_is_waited_for_longer():
     play = Play(shift(demand(20), demand(21.5)), pools("2 x tp2"), rules(tpot_ms=200, ttft_ms=2000)).until(1200)
 
-    assert play.acts == [Act(810, "replicas", "3 x tp2")]
+    assert play.acts == [Act(840, "replicas", "3 x tp2")]
 
 
 def test_moe_bound_by_decoding_at_four_times_the_rate_experts_are_spread():
@@ -154,7 +157,7 @@ def test_a_mix_that_swings_faster_than_a_repartition_pays_back_is_served_by_one_
 
 def test_gpus_given_up_too_early_are_given_up_later_the_next_time():
     def asked(now_s):
-        return demand(8, 512, 256) if int(now_s // 420) % 2 else demand(4, 4096, 64)
+        return demand(7.6, 512, 256) if int(now_s // 420) % 2 else demand(3.8, 4000, 64)
 
     play = Play(asked, pools("2 x tp4"), rules(tpot_ms=45, ttft_ms=700)).until(6000)
 
@@ -257,6 +260,22 @@ def test_where_the_fleet_does_worse_than_the_model_says_what_is_seen_is_believed
     assert well.acts == []
     assert badly.acts[0].kind == "replicas"
     assert badly.memory.doubts[TP2] < 0.9
+
+
+def test_what_is_missed_before_anybody_knows_how_bursty_arrivals_are_is_no_shapes_own_fault():
+    asked = rules(tpot_ms=200, ttft_ms=2000, repartition=False)
+
+    def seen(minutes):
+        past = history([demand(18)] * minutes, 60.0 * minutes)
+        return observation(60.0 * minutes, demand(18), fleet(pools("2 x tp2")), past, attainment=0.5)
+
+    memory = Memory()
+    for minutes in (1, 2, 3, 4, 5):
+        _, memory = decide(seen(minutes), memory, asked, Analytic(), TIMES)
+    assert set(memory.doubts) == {*asked.shapes}
+    assert len({*memory.doubts.values()}) == 1
+    _, memory = decide(replace(seen(6), attainment=None), memory, asked, Analytic(), TIMES)
+    assert memory.doubts == {}
 
 
 def test_same_input_same_decision():

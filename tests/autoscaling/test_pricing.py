@@ -19,7 +19,7 @@ ESTIMATES = Estimates(Analytic(), RULES.slo)
 
 def plan(rate=13.0, waiting=0.0, past=None, tokens=512, **given):
     seen = observation(1e4, demand(rate, tokens), fleet(pools("2 x tp2")), past, waiting=waiting)
-    return outlook(seen, replace(RULES, **given), start_s=90)
+    return outlook(seen, replace(RULES, **given), start_s=90, queued=seen.waiting)
 
 
 def price(target, stages, of, kind="replicas", stall_s=0.0, moved=0.0):
@@ -88,12 +88,13 @@ class TestWhatIsPlannedFor:
 
     def test_a_busy_past_counts_against_fewer_replicas_and_a_longer_one_against_a_repartition(self):
         past = history([demand(20)] * 2 + [demand(16)] * 2 + [demand(5)] * 6, 1e4)
+        # What is known from few minutes surely was not more than by two standard errors.
         found = plan(5, past=past, down_after_s=480, lookback_s=1200)
 
         def rates(asked):
             return sorted(round(one.demand.requests_per_s) for one in asked)
 
-        assert (rates(found.need), rates(found.recent), rates(found.lasting)) == ([5], [16], [20])
+        assert (rates(found.need), rates(found.recent), rates(found.lasting)) == ([5], [17], [21])
         offer = price("1 x tp2", [(0, "1 x tp2", 2)], found)
         assert offer.keeps
         assert offer.forgets is not None
@@ -101,19 +102,19 @@ class TestWhatIsPlannedFor:
 
     def test_long_prompts_and_many_requests_are_both_kept(self):
         past = history([demand(20, 512)] * 5 + [demand(3, 8192)] * 5, 1e4)
-        found = plan(5, past=past)
-        assert {(round(one.demand.requests_per_s), one.demand.input_tokens.mean_tokens) for one in found.lasting} >= {
-            (20, 512),
-            (3, 8192),
-        }
+        found = [one.demand for one in plan(5, past=past).lasting]
+        many = max(found, key=lambda one: one.requests_per_s)
+        long = max(found, key=lambda one: one.input_tokens.mean_tokens)
+        assert (many.requests_per_s, many.input_tokens.mean_tokens) == pytest.approx((20, 512), rel=0.05)
+        assert (long.requests_per_s, long.input_tokens.mean_tokens) == pytest.approx((3, 8192), rel=0.1)
 
     def test_a_mix_that_swings_by_the_minute_is_not_its_mean_and_chance_is_no_swing(self):
         def longest(*inputs):
             found = plan(5, past=history([demand(5, mean) for mean in inputs * 5], 1e4))
             return max(one.demand.input_tokens.mean_tokens for one in found.recent)
 
-        assert longest(512, 4096) == 4096
-        assert longest(512, 560) < 540
+        assert longest(512, 4096) == pytest.approx(4096, rel=0.1)
+        assert longest(512, 560) < 550
 
     @pytest.mark.parametrize(("input_tokens", "longest"), [(8000, 8000), (10_000, 10_000)])
     def test_a_queue_that_is_worked_off_is_not_taken_for_longer_requests(self, input_tokens, longest):
@@ -129,9 +130,9 @@ class TestWhatIsPlannedFor:
             output_tokens_per_s=200 * answered,
         )
         remembered = [one.demand for one in plan(2, past=past, tokens=8000).lasting]
-        assert max(one.input_tokens.mean_tokens for one in remembered) == longest
-        assert max(one.output_tokens.mean_tokens for one in remembered) == 200
-        assert max(one.requests_per_s for one in remembered) == 2
+        assert max(one.input_tokens.mean_tokens for one in remembered) == pytest.approx(longest, rel=0.06)
+        assert max(one.output_tokens.mean_tokens for one in remembered) == pytest.approx(200, rel=0.05)
+        assert max(one.requests_per_s for one in remembered) == pytest.approx(2, rel=0.1)
 
     def test_gaps_are_not_taken_for_quiet(self):
         gaps = np.full(10, np.nan)
@@ -160,9 +161,25 @@ class TestWhatIsPlannedFor:
         found = plan(13, past=past, forecast=True)
         assert [one.demand.requests_per_s for one in found.need] == [13]
 
-    def test_a_forecast_of_a_short_history_is_not_believed(self):
+    def test_a_ramp_is_carried_on_to_when_a_replica_begun_now_serves_and_a_jump_is_not(self):
         rising = history([demand(5 + 2 * step) for step in range(15)], 1e4)
-        assert plan(35, past=rising, forecast=True).expected.requests_per_s == 35
+        assert 37 < plan(35, past=rising, forecast=True).expected.requests_per_s < 40
+        assert plan(35, past=rising).expected.requests_per_s == pytest.approx(35, rel=0.05)
+        for minutes in (1, 2, 3):
+            jumped = history([demand(15)] * 12 + [demand(35)] * minutes, 1e4)
+            assert plan(35, past=jumped, forecast=True).expected.requests_per_s == pytest.approx(35, rel=0.03)
+
+    def test_bursts_are_neither_a_rate_nor_a_peak(self):
+        """Of twelve minutes with an index of dispersion of 16 the highest and the last are 20 % above their mean."""
+        counts = [10, 13, 12, 14.4, 9.5, 12, 11, 13.5, 10.5, 12.2, 11.5, 14.4]
+        asked = replace(demand(14.4), dispersion=16.0)
+        past = history([demand(rate) for rate in counts], 1e4)
+        seen = observation(1e4, asked, fleet(pools("2 x tp2")), past)
+        found = outlook(seen, RULES, start_s=90, queued=0.0)
+        assert found.need[0].demand.requests_per_s == pytest.approx(12, rel=0.06)
+        assert max(one.demand.requests_per_s for one in found.lasting) < 13.2
+        alone = outlook(replace(seen, demand=demand(14.4)), RULES, start_s=90, queued=0.0)
+        assert alone.need[0].demand.requests_per_s > 13.9
 
     def test_growth_is_seen_coming(self):
         rising = history([demand(5 + 0.5 * step) for step in range(60)], 1e4)

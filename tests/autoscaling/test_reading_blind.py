@@ -4,7 +4,7 @@ import math
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from prometheus_answers import TOKENS_BOUNDS, Answers, Value, le
 from reading_builders import BUSY, FLEET, IDLE, INF, NAN, NOW_S, REPLICAS, answers, reading, seen
@@ -108,6 +108,7 @@ PARTS = st.fixed_dictionaries(
 )
 
 
+@example(changes={"input_buckets": {1.0: 5e-324}})
 @given(changes=PARTS)
 def test_whatever_is_exported_gives_finite_numbers_or_a_reason(changes: dict[str, Value]) -> None:
     found = reading(answers(**changes))

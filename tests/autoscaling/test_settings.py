@@ -197,7 +197,7 @@ def test_a_model_is_given_once() -> None:
         ("", "my.yaml: is empty; give a mapping with at least models"),
         ("- a", "my.yaml: holds ['a']; give a mapping with at least models"),
         ("a: [", "my.yaml: line 1, column 5: expected the node content, but found '<stream end>'"),
-        (LEAST + "\nmode: auto\nmode: advise", "my.yaml: line 1, column 1: mode is given twice"),
+        (LEAST + "\nmode: auto\nmode: advise", "my.yaml: line 3, column 1: 'mode' is given twice"),
         (
             "\x00",
             "my.yaml: is not YAML that can be read: unacceptable character #x0000: special characters are not allowed",

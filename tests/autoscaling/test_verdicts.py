@@ -150,6 +150,14 @@ def test_a_change_that_another_one_followed_is_superseded() -> None:
     assert outcomes[0][1].why == "Before it had settled the fleet was to be 3 x tp4."
 
 
+def test_windows_that_overlap_are_learnt_from_once() -> None:
+    settling, learnt_s = Settling(settle_s=600, slo=SLO), list[float]()
+    for at_s in range(0, 240, 15):
+        settling.see(observation(at_s, fleet(ONE)))
+        settling.learnt({}, lambda pool, asked, at_s=at_s: learnt_s.append(at_s))
+    assert learnt_s == [60, 120, 180]
+
+
 def test_means_are_of_requests_not_of_looks() -> None:
     looks = [observation(0, fleet(ONE), rate=1, attainment=0.5), observation(15, fleet(ONE), rate=9, attainment=1.0)]
     found = measured(looks)

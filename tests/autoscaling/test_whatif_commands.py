@@ -61,10 +61,16 @@ def test_where_nothing_says_what_ran_the_start_is_told(whatif: Ran, tmp_path: Pa
         ({"trace": "/nowhere.csv"}, "/nowhere.csv cannot be read"),
         ({"out": "/proc/report.html"}, "--out: /proc/report.html cannot be written"),
         ({"trace": None, "prometheus": "http://127.0.0.1:9"}, "http://127.0.0.1:9 cannot be reached"),
-        ({"trace": None, "prometheus": "prometheus"}, "--prometheus: url: 'prometheus' is not where"),
-        ({"trace": None, "prometheus": "http://127.0.0.1:9", "since": "a while"}, "--since: 'a while'"),
+        ({"trace": None, "prometheus": "prometheus"}, "--prometheus: 'prometheus' is not where"),
+        (
+            {"trace": None, "prometheus": "http://127.0.0.1:9", "since": "a while"},
+            "--since: 'a while' is not accepted; give a time such as 90min, 24h or 14d.",
+        ),
         ({"trace": None, "prometheus": "http://127.0.0.1:9", "since": "15d"}, "from 15 minutes to 14 days"),
-        ({"trace": None, "prometheus": "http://127.0.0.1:9", "token_file": "/nowhere"}, "--token-file: /nowhere"),
+        (
+            {"trace": None, "prometheus": "http://127.0.0.1:9", "token_file": "/nowhere"},
+            "--token-file: /nowhere cannot be read (No such file or directory).",
+        ),
         ({"trace": None, "prometheus": "http://127.0.0.1:9", "user": "me"}, "--user and --password-file: give both"),
     ],
 )
