@@ -25,8 +25,8 @@ status: install ## what is running, and where
 test: install ## the tests that take seconds
 	$(BIN)/pytest -m 'not slow'
 
-test-all: install ## every test, real engines included
-	$(BIN)/pytest
+test-all: install ## every test, real engines included, and new examples for properties
+	$(BIN)/pytest --hypothesis-profile searching
 
 check: install ## format, lint, types, import contracts, chart
 	$(BIN)/ruff format --check
@@ -35,9 +35,9 @@ check: install ## format, lint, types, import contracts, chart
 	$(BIN)/lint-imports
 	helm=$$($(BIN)/python .ci/helm.py) && $$helm lint --strict helm
 
-bench: install ## speed beside vLLM's own server: make bench [MODEL=bench-100m] [SHAPE=tp1] [OUT=file.json]
+bench: install ## speed beside vLLM's own server: make bench [MODEL=bench-100m] [SHAPE=tp1] [PEER=ray.serve.llm] [OUT=file.json]
 	@$(BIN)/python -m loadtests.overhead \
-		$(if $(MODEL),--model '$(MODEL)') $(if $(SHAPE),--shape '$(SHAPE)') $(if $(OUT),--out '$(OUT)')
+		$(if $(MODEL),--model '$(MODEL)') $(if $(SHAPE),--shape '$(SHAPE)') $(if $(PEER),--peer '$(PEER)') $(if $(OUT),--out '$(OUT)')
 
 load: install ## a load test of what is served: make load [SCENARIO=smoke] [URL=http://host:port]
 	@$(BIN)/archipelago load '$(or $(SCENARIO),smoke)' $(if $(URL),--url '$(URL)')
