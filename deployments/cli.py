@@ -37,6 +37,7 @@ from placement import cli as planning
 
 CONTROL_URL_ENV = "ARCHIPELAGO_CONTROL_URL"
 CONTROL_TOKEN_ENV = "ARCHIPELAGO_CONTROL_TOKEN"
+_NOTHING_SERVED = "nothing is served from this directory; start with `archipelago serve`"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -176,10 +177,13 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 
 def _status(arguments: argparse.Namespace) -> int:
+    path = record_path(os.environ, Path.cwd())
+    if run_record.read(path) is None:  # told at once: Ray takes seconds to load
+        return _failed(_NOTHING_SERVED)
     from deployments.cluster_access import LaunchError
 
     try:
-        return 0 if _print_status(record_path(os.environ, Path.cwd())) else 1
+        return 0 if _print_status(path) else 1
     except LaunchError as error:
         return _failed(error)
 
@@ -190,7 +194,7 @@ def _print_status(path: Path) -> bool:
 
     answer = launch.status(path)
     if answer is None:
-        print("archipelago: nothing is served from this directory; start with `archipelago serve`", file=sys.stderr)
+        _failed(_NOTHING_SERVED)
         return False
     for model in (model for model, reports in answer if reports is None):
         print(f"{model.name} was removed, and is not served any more; `archipelago events {model.name}` says why")
@@ -200,12 +204,15 @@ def _print_status(path: Path) -> bool:
 
 
 def _stop(arguments: argparse.Namespace) -> int:
+    path = record_path(os.environ, Path.cwd())
+    if run_record.read(path) is None:
+        print("archipelago: nothing was started from this directory")
+        return 0
     from deployments import launch
     from deployments.cluster_access import LaunchError
 
     try:
-        if not launch.stop(record_path(os.environ, Path.cwd()), _progress()):
-            print("archipelago: nothing was started from this directory")
+        launch.stop(path, _progress())
     except LaunchError as error:
         return _failed(error)
     return 0

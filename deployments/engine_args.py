@@ -15,6 +15,8 @@ from deployments.config_messages import closest, field_path, refused
 
 _SHAPE = "it follows from models[].shape"
 _OWN = "Archipelago sets it from the layout"
+_NO_ADAPTERS = "requests cannot name adapters yet; merge one into its model, and serve that"
+_GENERATES = "a fleet generates text, and nothing else"
 # Arguments a user of `vllm serve` knows, and the field that takes their place here.
 _MOVED: Mapping[str, str] = {
     "model": "use models[].source",
@@ -44,7 +46,7 @@ _MOVED: Mapping[str, str] = {
     "prefill_context_parallel_size": "context parallelism is not supported yet",
     "enable_elastic_ep": "Archipelago repartitions by itself",
     "elastic_ep_max_dp_size": "Archipelago repartitions by itself",
-    "otlp_traces_endpoint": "tracing is not supported yet",
+    "otlp_traces_endpoint": "use telemetry.otlp_endpoint",
     "shutdown_timeout": "use limits.drain_timeout_s",
     "host": "use endpoint.host",
     "port": "use endpoint.port",
@@ -53,6 +55,8 @@ _MOVED: Mapping[str, str] = {
     "tool_call_parser": "use models[].tool_call_parser",
     "enable_auto_tool_choice": "it follows from models[].tool_call_parser",
     "reasoning_parser": "use models[].reasoning_parser",
+    "lora_modules": _NO_ADAPTERS,
+    "task": _GENERATES,
 }
 
 
@@ -68,6 +72,23 @@ def _is_int(value: Any) -> bool:
 
 def _is_number(value: Any) -> bool:
     return _is_int(value) or isinstance(value, float)
+
+
+# One engine prefills for another by these: a request goes to the one and then to the other, which no router does here.
+_DISAGGREGATING = ("NixlConnector", "NixlPullConnector", "NixlPushConnector", "MooncakeConnector", "MoRIIOConnector")
+
+
+def _keeps_prefill_and_decode(transfer: Any) -> bool:
+    """Whether each replica does both for its requests, by this `kv_transfer_config`; all replicas get the same one."""
+    if not isinstance(transfer, Mapping):
+        return transfer is None
+    extra = transfer.get("kv_connector_extra_config")
+    parts = extra.get("connectors") if isinstance(extra, Mapping) else None  # those of a MultiConnector
+    return (
+        transfer.get("kv_role") == "kv_both"
+        and transfer.get("kv_connector") not in _DISAGGREGATING
+        and all(map(_keeps_prefill_and_decode, parts if isinstance(parts, list) else ()))
+    )
 
 
 _POSITIVE = _Rule("give an integer of at least 1", lambda value: _is_int(value) and value >= 1)
@@ -88,6 +109,18 @@ _RULES: Mapping[str, _Rule] = {
         lambda value: _is_number(value) and 0.1 <= value <= 1,
     ),
     "dtype": _Rule(f"give one of {', '.join(_DTYPES)}", lambda value: value in _DTYPES),
+    "enable_lora": _Rule(f"{_NO_ADAPTERS}; give false", lambda value: value is False),
+    "runner": _Rule(f"{_GENERATES}; give auto or generate", lambda value: value in ("auto", "generate")),
+    "convert": _Rule(f"{_GENERATES}; give auto or none", lambda value: value in ("auto", "none")),
+    "kv_transfer_config": _Rule(
+        "prefill and decode of a request share a replica; give kv_role kv_both, and a connector that is none of "
+        f"{', '.join(_DISAGGREGATING)}",
+        _keeps_prefill_and_decode,
+    ),
+    # With the other one a worker opens memory of the ingress, which is in another process tree, often on another node.
+    "mm_processor_cache_type": _Rule(
+        "ingresses and replicas share no memory; give lru", lambda value: value in ("lru", None)
+    ),
 }
 # vLLM annotates most arguments with these alone; what has another annotation is left to vLLM.
 _ANNOTATIONS: Mapping[str, _Rule] = {
@@ -130,7 +163,7 @@ def read_parsers(vllm: Path, *, kind: str) -> tuple[str, ...]:
 
 
 def argument_problems(field: str, engine: Mapping[str, Any], known: Mapping[str, str] | None) -> dict[str, str]:
-    """The arguments in `engine` that vLLM would refuse or that are not the user's to set, each with its line.
+    """The arguments in `engine` that vLLM or a fleet refuses, or that are not the user's to set, each with its line.
 
     `field` is the path of the arguments in the configuration; `known` comes from `read_arguments`, None without vLLM.
     """

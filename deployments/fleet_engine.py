@@ -9,7 +9,7 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from fastapi import FastAPI
-from vllm.config import VllmConfig
+from vllm.config import ParallelConfig, VllmConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.app import build_app
@@ -34,6 +34,7 @@ from vllm.v1.metrics.loggers import StatLoggerManager
 from vllm.v1.metrics.stats import PrefillStats, PrefixCacheStats, SchedulerStats
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
+from deployments.access.priorities import current_least_priority, granted
 from deployments.access.quotas import Charge, current_charge
 from deployments.engine import packed
 from deployments.link import Failed, FleetLink, NoReplicaReadyError, Step
@@ -74,6 +75,7 @@ class FleetCore(EngineCoreClient):
         journey = current_journey.get()
         if journey is not None:
             request.trace_headers = journey.trace_headers
+        request.priority = granted(request.priority, current_least_priority.get())
 
         def encode(wire_id: str, token_ids: Sequence[int]) -> Frames:
             if journey is not None:
@@ -262,7 +264,14 @@ def frontend_config(serve_args: Mapping[str, Any]) -> tuple[Namespace, VllmConfi
     model_config.quantization = None
     structured_outputs_config = engine_args.create_structured_outputs_config()
     namespace.structured_outputs_config = structured_outputs_config
-    config = VllmConfig(model_config=model_config, structured_outputs_config=structured_outputs_config)
+    # One of several processes before the engines, to vLLM: the only one would send an image again by its hash, which
+    # the next replica may not have (vllm/multimodal/cache/factories.py:37).
+    parallel_config = ParallelConfig(_api_process_count=2)
+    config = VllmConfig(
+        model_config=model_config,
+        parallel_config=parallel_config,
+        structured_outputs_config=structured_outputs_config,
+    )
     for name in FRONTEND_SCHEDULING:
         setattr(config.scheduler_config, name, getattr(engine_args, name))
     return namespace, config

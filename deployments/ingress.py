@@ -11,6 +11,7 @@ import gc
 import itertools
 import json
 import logging
+import os
 import socket
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping, Sequence
@@ -23,6 +24,8 @@ from prometheus_client import REGISTRY, CollectorRegistry, make_asgi_app
 from ray.exceptions import RayError
 
 from deployments.access.listening import BACKLOG, guarded, serve
+from deployments.access.priorities import current_least_priority, granted
+from deployments.access.ray_tls import dialling_context
 from deployments.access.settings import Access
 from deployments.link import FleetLink
 from deployments.membership import Membership
@@ -30,6 +33,7 @@ from deployments.metrics.ingress_series import IngressSeries
 from deployments.metrics.key_series import KeySeries
 from deployments.metrics.plain_text import plain_text
 from deployments.routing import Arrival, Limits, Refusal
+from deployments.serve_log import serve_log_kept
 from deployments.telemetry.fields import TelemetryConfig
 from deployments.telemetry.observing import Observed, watch
 from deployments.traffic import Traffic
@@ -84,7 +88,7 @@ class Gate:
     """ASGI middleware that refuses early, with Retry-After, what would otherwise hang, time out or fail.
 
     503 while no replica is ready, 429 while all have more than they can do in time; batch requests (``priority`` above
-    0 in the body) before others. By then the length of a prompt is not known, only that of the body.
+    0 in the body, or of their key) before others. By then the length of a prompt is not known, only that of the body.
     """
 
     def __init__(self, app: AsgiApp, link: FleetLink) -> None:
@@ -109,7 +113,7 @@ class Gate:
     async def _look_closer(self, scope: Scope, receive: Receive, send: Send) -> None:
         """There is no room for a batch request; for an interactive one there may be."""
         messages = [message async for message in _body(receive)]
-        refusal = self._refusal(scope, priority=_priority(messages))
+        refusal = self._refusal(scope, priority=granted(_priority(messages), current_least_priority.get()))
         if refusal is None:
             await self._app(scope, _replay(messages, receive), send)
         else:
@@ -174,15 +178,17 @@ class Ingress:
     """The Serve deployment class."""
 
     async def __init__(self, plan: IngressPlan) -> None:  # type: ignore[misc]  # Serve awaits it
-        # Here and not above: the command line imports this module, and vLLM takes seconds to import.
-        from deployments.fleet_engine import openai_app
-
+        tls = dialling_context(os.environ)
         self._plan = plan
         name = f"ingress-{uuid.uuid4().hex[:8]}"
         traffic = Traffic(name, plan.limits)
-        self._link = FleetLink(name, dialer(plan.secret), traffic)
+        self._link = FleetLink(name, dialer(plan.secret, tls), traffic)
+        with serve_log_kept():
+            # Here and not above: the command line imports this module, and vLLM takes seconds to import.
+            from deployments.fleet_engine import openai_app
+
+            gate = Gate(await openai_app(plan.serve_args, self._link, traffic), self._link)
         access = plan.access
-        gate = Gate(await openai_app(plan.serve_args, self._link, traffic), self._link)
         watched = Observed(gate, watch(plan.model, plan.telemetry, self._link.asked, name), _generates)
         app, admission = guarded(watched, access)
         REGISTRY.register(IngressSeries(plan.model, self._link, traffic, plan.telemetry))  # where vLLM's series are

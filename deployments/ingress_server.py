@@ -3,12 +3,13 @@
 import asyncio
 import contextlib
 import logging
+import ssl
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from deployments.peer import LEASE_S, MOST_SILENT_RENEWALS, RENEW_S, Frames
-from deployments.wire import greeted, pack, read_message, unpack_batch, write
+from deployments.wire import CONNECT_TIMEOUT_S, greeted, pack, read_message, unpack_batch, write
 
 # What an ingress may leave unread before it counts as gone: minutes of steps, long before memory runs short.
 MAX_UNREAD_BYTES = 256 * 2**20
@@ -39,15 +40,17 @@ class _Connection:
 class IngressServer:
     """The connections of all ingresses to one engine."""
 
-    def __init__(self, engine: Engine, secret: str) -> None:
+    def __init__(self, engine: Engine, secret: str, tls: ssl.SSLContext | None = None) -> None:
         self._engine = engine
         self._secret = secret
+        self._tls = tls
         self._connections: dict[str, _Connection] = {}
         self._server: asyncio.Server | None = None
 
     async def listen(self, host: str) -> int:
         """Accept connections at a free port, which is returned."""
-        self._server = await asyncio.start_server(self._serve, host, 0)
+        patience_s = CONNECT_TIMEOUT_S if self._tls else None  # asyncio takes it together with a context only
+        self._server = await asyncio.start_server(self._serve, host, 0, ssl=self._tls, ssl_handshake_timeout=patience_s)
         port: int = self._server.sockets[0].getsockname()[1]
         return port
 

@@ -248,7 +248,8 @@ def _tell(event: Event, say: Say) -> None:
     if event.kind == "failure":
         who = f"{event.replica} did not start" if event.replica else event.model
         raise LaunchError(f"{who}: {event.text.removeprefix('It is failed: ')}")
-    say(f"{event.replica}: {event.text}" if event.replica else event.text)
+    if event.kind != "target":  # what was asked for here
+        say(f"{event.replica}: {event.text}" if event.replica else event.text)
 
 
 def is_settled(controller: Controller, model: str) -> bool:

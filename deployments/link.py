@@ -12,6 +12,7 @@ One that then generates for a while is a suspect no longer.
 import asyncio
 import logging
 import time
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -23,6 +24,8 @@ from deployments.stream import SUSPECT_AFTER, Request, Stream
 from deployments.traffic import Traffic
 
 MAX_HELD = 10_000
+QUARANTINED_TOLD = 100  # to the controller: the latest
+MOST_ID_CHARACTERS = 100  # clients may choose ids of any length
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +66,8 @@ class FleetLink:
         self._held: dict[str, Stream] = {}  # the others, by request id
         self._events: asyncio.Queue[Step | Failed] = asyncio.Queue()
         self._sweeper: asyncio.Task[None] | None = None
-        self._moved = 0
+        self._moved_from: Counter[str] = Counter()  # by replica
+        self._quarantined: deque[str] = deque(maxlen=QUARANTINED_TOLD)
 
     # --- what is known ---
 
@@ -84,8 +88,12 @@ class FleetLink:
 
     @property
     def ready(self) -> tuple[str, ...]:
-        """Names of the replicas that take new requests now. May be called from any thread."""
-        return tuple(name for name, peer in self._peers.copy().items() if peer.takes_requests)
+        """Names of the replicas that take new requests now. May be called from any thread.
+
+        They are those that drain where all that was to take over is gone, or is not there yet.
+        """
+        able = [(name, peer.member.accepts) for name, peer in self._peers.copy().items() if peer.takes_requests]
+        return tuple(name for name, accepts in able if accepts) or tuple(name for name, _ in able)
 
     @property
     def is_open(self) -> bool:
@@ -99,13 +107,14 @@ class FleetLink:
             connected=frozenset(name for name, peer in self._peers.copy().items() if peer.is_connected),
             unfinished_requests=len(self._streams),
             held_requests=len(self._held),
-            moved_requests=self._moved,
             decode_tokens_per_s=self._traffic.speeds(),
+            moved_from=dict(self._moved_from),
+            quarantined=tuple(self._quarantined),
         )
 
     def refusal(self, arrival: Arrival) -> Refusal | None:
         """Whether a new request like this one should be refused now; held requests are not."""
-        return self._traffic.refusal(arrival, self.ready) if self.ready else None
+        return self._traffic.refusal(arrival, self.ready, self.now()) if self.ready else None
 
     # --- for the engine in the ingress ---
 
@@ -114,10 +123,13 @@ class FleetLink:
 
         Raises:
             NoReplicaReadyError: nothing has been sent.
+            Exception: whatever the request's ``encode`` raises; nothing has been sent.
         """
         if not self.is_open or (not self.ready and len(self._held) >= MAX_HELD):
             raise NoReplicaReadyError(f"none of the {self._membership.planned_replicas} replicas takes requests now")
         stream = Stream(request, self.now())
+        if not self.ready:  # what cannot be encoded is refused now: later it would raise where all that is held is sent
+            request.encode(stream.next_wire_id(), ())
         self._send_or_hold(stream)
         self._streams[request.request_id] = stream
 
@@ -215,16 +227,17 @@ class FleetLink:
                 self._fail(stream, "unmovable", f"replica {peer.member.replica} has gone, and {unmovable}")
             elif stream.deaths > SUSPECT_AFTER:
                 reason = f"{stream.deaths} replicas have died with it aboard; it is not tried again"
+                self._quarantined.append(stream.request.request_id[:MOST_ID_CHARACTERS])
                 self._fail(stream, "quarantined", reason)
             else:
-                self._moved += 1
+                self._moved_from[peer.member.replica] += 1
                 self._send_or_hold(stream)
 
     # --- sending, holding, moving ---
 
     def _send_or_hold(self, stream: Stream) -> None:
         if not self._try_to_send(stream):
-            stream.give_up_at_s = self.now() + self._membership.hold_s
+            stream.held_at_s = self.now()
             self._held[stream.request.request_id] = stream
 
     def _try_to_send(self, stream: Stream) -> bool:
@@ -253,7 +266,7 @@ class FleetLink:
             if stream.request.unmovable is None:
                 peer.abort(stream.wire_id)
                 self._take_off(stream)
-                self._moved += 1
+                self._moved_from[peer.member.replica] += 1
                 self._send_or_hold(stream)
 
     def _all_on(self, peer: Peer) -> list[Stream]:
@@ -289,8 +302,9 @@ class FleetLink:
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(RENEW_S)
-            now_s = self.now()
-            for stream in [one for one in self._held.values() if self._membership.is_going or one.give_up_at_s < now_s]:
+            # By the time that holds now: a stall that is announced after a replica was lost may last longer.
+            late_s = self.now() if self._membership.is_going else self.now() - self._membership.hold_s
+            for stream in [one for one in self._held.values() if one.held_at_s < late_s]:
                 self._fail(stream, "held-too-long", self._membership.why_lost)
 
 

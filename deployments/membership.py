@@ -1,6 +1,7 @@
 """Who belongs to a fleet: what the fleet controller tells every ingress."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from deployments.routing import PredictedSpeed
 
@@ -12,9 +13,9 @@ UNKNOWN_SPEED = PredictedSpeed(prefill_tokens_per_s=5000.0, decode_tokens_per_s=
 class Member:
     """One replica and its shape, where it listens, and what an ingress may do with it.
 
-    ``accepts``: new requests may go there. ``leaves``: what is on it must move to other replicas now. Its batch holds
-    ``max_running`` requests, its KV cache ``kv_tokens``. ``speed`` is a prediction; an ingress corrects it by what it
-    sees.
+    ``accepts``: new requests go there; else it drains, and gets some only while no other can take them. ``leaves``:
+    what is on it must move to other replicas now. Its batch holds ``max_running`` requests, its KV cache ``kv_tokens``.
+    ``speed`` is a prediction; an ingress corrects it by what it sees.
     """
 
     replica: str
@@ -56,6 +57,8 @@ class Membership:
 class IngressReport:
     """What an ingress tells the controller whenever it asks for the fleet. Counters are since its start.
 
+    ``moved_from`` counts the requests that have left each replica for another; ``quarantined`` are the latest ids of
+    those that are not tried again since replicas have died of them.
     Prometheus finds its series at ``metrics_address`` (host:port), which no other ingress shares.
     """
 
@@ -63,6 +66,12 @@ class IngressReport:
     connected: frozenset[str]  # replicas
     unfinished_requests: int
     held_requests: int
-    moved_requests: int
     decode_tokens_per_s: dict[str, float]  # of each replica, as measured
     metrics_address: str = ""
+    moved_from: Mapping[str, int] = field(default_factory=dict)
+    quarantined: tuple[str, ...] = ()
+
+    @property
+    def moved_requests(self) -> int:
+        """Times that a request went on to another replica."""
+        return sum(self.moved_from.values())

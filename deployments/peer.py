@@ -70,6 +70,8 @@ class Peer:
         self._dial = dial
         self._listener = listener
         self._connection: Connection | None = None
+        self._is_closed = False
+        self._complaint = ""  # why there is no connection, as last told
         self._silent_renewals = 0
         self._messages = 0
         self._requests: list[Frames] = []
@@ -83,8 +85,8 @@ class Peer:
 
     @property
     def takes_requests(self) -> bool:
-        """Whether new requests may be sent now. A replica is ready with its first message."""
-        return self._connection is not None and self.member.accepts and not self.member.leaves
+        """Whether requests may be sent now. A replica is ready with its first message."""
+        return self._connection is not None and not self.member.leaves
 
     @property
     def messages(self) -> int:
@@ -103,6 +105,7 @@ class Peer:
 
     def close(self) -> None:
         """Drop the connection and the mail, and tell nobody."""
+        self._is_closed = True  # to cancel a task group that is just ending with an error has no effect
         self._drop()
         self._task.cancel()
 
@@ -123,16 +126,22 @@ class Peer:
             self._connection.send(batch)
 
     async def _stay_connected(self) -> None:
-        while True:
+        while not self._is_closed:
             try:
                 async with self._dial(self.member, self._ingress) as connection, asyncio.TaskGroup() as both:
                     both.create_task(self._receive(connection))
                     both.create_task(self._keep_alive(connection))
             except* Exception as errors:  # noqa: BLE001  whatever it was, the answer is to connect again
-                if self._drop():
-                    log.warning("lost replica %s: %r", self.member.replica, errors.exceptions[0])
-                    self._listener.lost(self)
+                self._miss(repr(errors.exceptions[0]))
             await asyncio.sleep(RECONNECT_S)
+
+    def _miss(self, why: str) -> None:
+        if self._drop():
+            log.warning("lost replica %s: %s", self.member.replica, why)
+            self._listener.lost(self)
+        elif why != self._complaint and not self._is_closed:  # it is tried again for ever, and told once
+            log.warning("no connection to replica %s: %s", self.member.replica, why)
+            self._complaint = why
 
     async def _receive(self, connection: Connection) -> None:
         while True:
@@ -141,6 +150,7 @@ class Peer:
             self._messages += 1
             if self._connection is None:
                 self._connection = connection
+                self._complaint = ""
                 self._listener.connected()
             if frames:
                 self._listener.stepped(self.member.replica, frames)

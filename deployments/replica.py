@@ -19,9 +19,11 @@ import ray
 from ray._private.state import actors
 from ray.util import placement_group_table
 
+from deployments.access.ray_tls import listening_context
 from deployments.config import SimulatedEngineConfig
 from deployments.ingress_server import IngressServer
 from deployments.root_cause import root_cause
+from deployments.serve_log import serve_log_kept
 from deployments.telemetry.replica_spans import replica_spans
 from deployments.verification import Found, verify
 from placement import Layout, ModelSpec
@@ -79,11 +81,13 @@ class Replica:
     async def __init__(self, plan: ReplicaPlan) -> None:  # type: ignore[misc]  # Serve awaits it: the engine needs its loop
         started_s = time.monotonic()
         self._plan = plan
+        tls = listening_context(os.environ)  # before a model is loaded, which takes minutes
         placement_group = ray.util.get_current_placement_group()
         if placement_group is None:
             raise RuntimeError(f"replica {plan.name} was started outside a placement group")
         self._placement_group = placement_group
-        self._engine = self._start_engine()
+        with serve_log_kept():
+            self._engine = self._start_engine()
         self._engine.spans = replica_spans(
             plan.otlp_endpoint, plan.name, str(plan.layout.shape), plan.model, time.time_ns
         )
@@ -91,7 +95,7 @@ class Replica:
         await self._engine.prepare()
         verify(plan.layout, self._found, plan.node_names)
         self._worker_actor_ids = [worker.ray_actor_id for worker in self._found.workers]
-        self._ingresses = IngressServer(self._engine, plan.secret)
+        self._ingresses = IngressServer(self._engine, plan.secret, tls)
         self._host: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
         self._port = await self._ingresses.listen(self._host)
         self._tasks = [asyncio.create_task(self._pump()), asyncio.create_task(self._watch())]

@@ -70,8 +70,6 @@ def inexact(request: EngineCoreRequest, *, speculative: bool) -> str | None:
     reasons = {
         "its prompt is a stream": request.resumable,
         "its prompt is made of embeddings": request.prompt_embeds is not None,
-        # The multi-modal cache has left out what the first engine was sent before.
-        "its images or sounds were sent by reference": any(item.data is None for item in request.mm_features or ()),
         # Rebuilt from output tokens by other rules than it is kept by (vllm/v1/sample/thinking_budget_state.py:277).
         "thinking_token_budget is set": sampling.thinking_token_budget is not None,
         "seed is set and the engines speculate": speculative and sampling.sampling_type == SamplingType.RANDOM_SEED,

@@ -41,7 +41,7 @@ class Stream:
     messages_before: int = 0  # those of the replica when this was sent
     tokens_before: int = 0  # those it had then
     deaths: int = 0
-    give_up_at_s: float = 0.0
+    held_at_s: float = 0.0
     first_token_at_s: float = 0.0  # of those that have arrived
     last_token_at_s: float = 0.0
 

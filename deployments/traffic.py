@@ -4,6 +4,7 @@ Every ingress counts what it has sent; what others have sent it sees in the stat
 come with every engine step.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -23,6 +24,10 @@ from deployments.routing import (
     choose,
 )
 
+# Steps come only while this ingress has a request there, so after its last one ends (or is dropped) nothing says that
+# the load of then has gone. It is believed for so long: else one full queue would be a reason to refuse for ever.
+BELIEVED_S = 2.0
+
 
 @dataclass(slots=True)
 class _Load:
@@ -35,6 +40,7 @@ class _Load:
     running: int = 0  # as the scheduler said last, over all ingresses
     waiting: int = 0
     kv_usage: float = 0.0
+    heard_at_s: float = -math.inf
     step_prefilled_tokens: int = 0
     step_generated_tokens: int = 0
     served: Served = field(default_factory=Served)
@@ -43,6 +49,12 @@ class _Load:
     def unseen(self) -> int:
         """Requests that the scheduler did not count yet."""
         return max(0, len(self.decode_tokens) - self.running - self.waiting)
+
+    def doubt(self, now_s: float) -> None:
+        """Take what the scheduler said last for nothing, where it is old and no request of this ingress is there."""
+        if not self.decode_tokens and now_s - self.heard_at_s > BELIEVED_S:
+            self.running = self.waiting = 0
+            self.kv_usage = 0.0
 
     @property
     def kv_free_tokens(self) -> int | None:
@@ -87,9 +99,9 @@ class Traffic:
         self._loads.pop(replica, None)
         self._prefixes.forget(replica)
 
-    def refusal(self, arrival: Arrival, replicas: Iterable[str]) -> Refusal | None:
+    def refusal(self, arrival: Arrival, replicas: Iterable[str], now_s: float) -> Refusal | None:
         """Whether a request like this should be refused now, because all are beyond their limits."""
-        answer = admit(arrival, self._candidates(replicas), {}, self._limits, self._ingress)
+        answer = admit(arrival, self._candidates(replicas, now_s), {}, self._limits, self._ingress)
         return answer if isinstance(answer, Refusal) else None
 
     def send(
@@ -100,7 +112,7 @@ class Traffic:
         A request that was let in is not refused here any more: where every KV cache is full it queues on the replica
         that is otherwise best.
         """
-        candidates = self._candidates(replicas)
+        candidates = self._candidates(replicas, now_s)
         hashes = block_hashes(prompt_token_ids, salt)
         cached = self._prefixes.cached_tokens(hashes)
         choice = choose(arrival, candidates, cached, self._ingress) or _regardless_of_kv(
@@ -132,7 +144,7 @@ class Traffic:
         load = self._loads.get(replica)
         if load is None:
             return
-        load.running, load.waiting, load.kv_usage = running, waiting, kv_usage
+        load.running, load.waiting, load.kv_usage, load.heard_at_s = running, waiting, kv_usage, now_s
         load.served.generated_tokens += load.step_generated_tokens
         load.meter.observe(
             now_s,
@@ -193,8 +205,8 @@ class Traffic:
         fullest = max((load.kv_usage for load in heard), default=0.0)
         return sum(load.running for load in heard), sum(load.waiting for load in heard), fullest
 
-    def _candidates(self, replicas: Iterable[str]) -> list[Candidate]:
-        return [_candidate(name, self._loads[name]) for name in replicas]
+    def _candidates(self, replicas: Iterable[str], now_s: float) -> list[Candidate]:
+        return [_candidate(name, self._loads[name], now_s) for name in replicas]
 
 
 def _seen(load: _Load) -> ReplicaLoad:
@@ -208,7 +220,8 @@ def _seen(load: _Load) -> ReplicaLoad:
     )
 
 
-def _candidate(name: str, load: _Load) -> Candidate:
+def _candidate(name: str, load: _Load, now_s: float) -> Candidate:
+    load.doubt(now_s)
     # What the scheduler has not counted yet it will take at once where its batch has room.
     taken = min(load.unseen, max(0, load.member.max_running - load.running - load.waiting))
     return Candidate(

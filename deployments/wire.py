@@ -11,6 +11,7 @@ Ray Serve's own streaming would put an object into the object store for each ste
 import asyncio
 import hmac
 import json
+import ssl
 import struct
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -24,6 +25,7 @@ CONNECT_TIMEOUT_S = 5.0
 MAX_FRAMES = 1_000_000
 MAX_MESSAGE_BYTES = 2**30
 MAX_GREETING_BYTES = 4096  # of somebody who has not shown the secret yet
+TURNED_AWAY = "the replica has closed the connection before a word: is its secret, or its TLS (RAY_TLS_*), another?"
 
 
 class WireError(ConnectionError):
@@ -64,7 +66,8 @@ def write(writer: asyncio.StreamWriter, message: bytes) -> None:
     """Send a message; what the socket does not take at once is kept in memory.
 
     To a peer that has gone nothing is sent, and its reader is about to say so. The writer itself would drop that too,
-    but on uvloop, where Serve runs its replicas, it raises RuntimeError (uvloop/handles/handle.pyx, _ensure_alive).
+    but on uvloop, where Serve runs its replicas, it raises RuntimeError (uvloop/handles/handle.pyx, _ensure_alive);
+    with TLS both drop it.
     """
     if not writer.transport.is_closing():
         writer.write(message)
@@ -102,6 +105,7 @@ class TcpConnection:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
         self._writer = writer
+        self._is_answered = False
 
     def send(self, batch: Batch) -> None:
         """Send a batch; to a replica that has gone, nothing."""
@@ -110,18 +114,25 @@ class TcpConnection:
     async def receive(self) -> Frames:
         """Wait for the next message. Raises OSError when the replica has gone."""
         try:
-            return await read_message(self._reader)
-        except asyncio.IncompleteReadError as error:
-            raise ConnectionError("the replica has closed the connection") from error
+            frames = await read_message(self._reader)
+        except (asyncio.IncompleteReadError, ConnectionResetError) as error:
+            # Under TLS 1.3 this is also how an ingress learns that its certificate was not accepted.
+            how = "the replica has closed the connection" if self._is_answered else TURNED_AWAY
+            raise ConnectionError(how) from error
+        self._is_answered = True
+        return frames
 
 
-def dialer(secret: str) -> Dial:
-    """Connections to replicas that know ``secret``."""
+def dialer(secret: str, tls: ssl.SSLContext | None = None) -> Dial:
+    """Connections to replicas that know ``secret``, encrypted with ``tls``."""
 
     @asynccontextmanager
     async def dial(member: Member, ingress: str) -> AsyncIterator[Connection]:
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
-            reader, writer = await asyncio.open_connection(member.host, member.port)
+            try:
+                reader, writer = await asyncio.open_connection(member.host, member.port, ssl=tls)
+            except ConnectionResetError as error:
+                raise ConnectionError(TURNED_AWAY) from error
         try:
             write(writer, pack([ingress.encode(), secret.encode()]))
             yield TcpConnection(reader, writer)

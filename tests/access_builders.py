@@ -9,8 +9,9 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -113,20 +114,28 @@ def talk(port: int, *parts: bytes) -> bytes:
         return answer
 
 
-def certificate(directory: Path, name: str = "server", hosts: Sequence[str] = ("localhost",)) -> Tls:
-    """A certificate that is its own authority, and its key."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+def certificate(
+    directory: Path, name: str = "server", hosts: Sequence[str] = ("localhost",), signer: Tls | None = None
+) -> Tls:
+    """A certificate of an authority, or that is its own, and its key."""
+    key = signing_key = ec.generate_private_key(ec.SECP256R1())
+    subject = issuer = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    if signer is not None:
+        issuer = x509.load_pem_x509_certificate(Path(signer.certificate).read_bytes()).subject
+        signing_key = cast(
+            "ec.EllipticCurvePrivateKey", serialization.load_pem_private_key(Path(signer.key).read_bytes(), None)
+        )
     made = (
         x509.CertificateBuilder()
         .subject_name(subject)
-        .issuer_name(subject)
+        .issuer_name(issuer)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(datetime(2020, 1, 1, tzinfo=UTC))
         .not_valid_after(datetime(2120, 1, 1, tzinfo=UTC))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(host) for host in hosts]), critical=False)
-        .sign(key, hashes.SHA256())
+        .add_extension(x509.SubjectAlternativeName([_name(host) for host in hosts]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=signer is None, path_length=None), critical=True)
+        .sign(signing_key, hashes.SHA256())
     )
     files = Tls(certificate=str(directory / f"{name}.pem"), key=str(directory / f"{name}.key"))
     Path(files.certificate).write_bytes(made.public_bytes(serialization.Encoding.PEM))
@@ -134,6 +143,13 @@ def certificate(directory: Path, name: str = "server", hosts: Sequence[str] = ("
     pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain)
     Path(files.key).write_bytes(pem)
     return files
+
+
+def _name(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ip_address(host))
+    except ValueError:
+        return x509.DNSName(host)
 
 
 def run_server(limits: EdgeLimits) -> None:

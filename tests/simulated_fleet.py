@@ -28,6 +28,7 @@ from placement.models import catalogue
 
 ISLANDS = 3
 GPUS_PER_ISLAND = 2
+HEAD = "node-0"  # has the ingresses and the controllers: with it the whole cluster goes
 GPU = "h200_sxm"
 GPU_BYTES = 141 * 10**9
 # Needs two of these GPUs, so tp1 is a shape whose start fails.
@@ -133,14 +134,11 @@ class System:
         victim.kill()
         return victim
 
-    def kill_node(self, node: str) -> None:
-        """SIGKILL the raylet of a node, which its workers do not outlive."""
-        (raylet,) = [
-            one
-            for one in self.processes(f"--node_ip_address={ray_node(node)['NodeManagerAddress']}")
-            if one.name() == "raylet"
-        ]
-        raylet.kill()
+    def raylet(self, node: str) -> psutil.Process:
+        """The raylet of a node, which its workers do not outlive."""
+        every = self.processes(f"--node_ip_address={ray_node(node)['NodeManagerAddress']}")
+        (found,) = [one for one in every if one.name() == "raylet"]
+        return found
 
     def mend_nodes(self) -> None:
         """Start the nodes again that are gone."""
@@ -230,7 +228,7 @@ def when(deployed: Deployed, is_time: Callable[[FleetView], bool], what: str) ->
         view = seen(deployed)
         return view if view is not None and is_time(view) else None
 
-    view: FleetView = until(look, what, every_s=LOOK_EVERY_S)
+    view: FleetView = until(look, what, SETTLE_TIMEOUT_S, LOOK_EVERY_S)
     return view
 
 

@@ -3,6 +3,7 @@
 keys.py         what a key is, and the file of their hashes
 keyring.py      that file while it changes
 quotas.py       requests and tokens a minute
+priorities.py   whose request goes first
 admission.py    ASGI: 401 and 429
 bounds.py       ASGI: how large a body and how long a request may be
 connections.py  HTTP/1.1: how slow, how many and how large the heads of requests may be

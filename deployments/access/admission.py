@@ -6,6 +6,7 @@ from http import HTTPStatus
 
 from deployments.access.keyring import Keyring, Unknown
 from deployments.access.keys import KeyRecord
+from deployments.access.priorities import current_least_priority
 from deployments.access.quotas import OverQuota, Quotas, current_charge
 from deployments.access.refusing import ANTHROPIC_PATHS, AsgiApp, Receive, Scope, Send, refuse
 
@@ -65,11 +66,12 @@ class Admission:
             retry = {"Retry-After": str(charge.retry_after_s)}
             await refuse(scope, send, HTTPStatus.TOO_MANY_REQUESTS, message, retry)
             return
-        token = current_charge.set(charge)
+        charged, ranked = current_charge.set(charge), current_least_priority.set(key.priority)
         try:
             await self._app(_without_key(scope, key), receive, send)
         finally:
-            current_charge.reset(token)
+            current_least_priority.reset(ranked)
+            current_charge.reset(charged)
             charge.give_back()
 
     def _count(self, name: str, status: HTTPStatus) -> None:

@@ -14,20 +14,26 @@ from rich.console import Console
 from rich.table import Table
 
 from deployments.access.keys import KeyFileError, KeyRecord, Role, digest, new_key, read_keys, sole_writer, write_keys
+from deployments.access.priorities import UNASKED
 
 EXAMPLES = """\
 examples:
   archipelago keys add alice                                       prints the key, which is stored nowhere
-  archipelago keys add batch --requests-per-minute 60 --tokens-per-minute 200000 --expires 30d
+  archipelago keys add nightly --priority 1                        batch: goes behind all that is interactive
+  archipelago keys add ci --requests-per-minute 60 --tokens-per-minute 200000 --expires 30d
   archipelago keys add dashboard --role read                       for the control API
   archipelago keys list
   archipelago keys remove alice                                    takes effect within a second where the file is in use
 The file is used where the configuration names it: endpoint.api_keys (role use), control.api_keys (read, operate).
 To change a key without a gap: add another one, hand it out, remove the old one.
 """
-NARROWEST = 120  # columns; where there is no terminal rich would wrap at 80
+NARROWEST = 130  # columns; where there is no terminal rich would wrap at 80
 _FILE = "api-keys.json"
 _AGE = re.compile(r"([1-9][0-9]{0,5})([mhd])")
+_ACCEPTED = {
+    "name": "letters, digits and . _ @ -, at most 64",
+    "priority": "a whole number from -100000 to 100000",
+}
 _UNITS = {"m": "minutes", "h": "hours", "d": "days"}
 Keys = tuple[KeyRecord, ...]
 Command = Callable[[argparse.Namespace, Path], int]
@@ -47,6 +53,13 @@ def add_key_commands(commands: Any, state_dir: Callable[[], Path]) -> None:
     add.add_argument("--role", choices=get_args(Role), default="use", help="what it is for (default: use the endpoint)")
     for unit in ("requests", "tokens"):
         add.add_argument(f"--{unit}-per-minute", type=int, metavar="N", help=f"at most so many {unit}, at each ingress")
+    add.add_argument(
+        "--priority",
+        type=int,
+        default=UNASKED,
+        metavar="N",
+        help="the least priority number that its requests get; lower goes first, above 0 is batch (default: 0)",
+    )
     add.add_argument("--expires", metavar="T", help="90m, 12h, 30d, or a date such as 2030-12-31 (UTC)")
     shown = actions.add_parser("list", help="names, limits and ages; never a key")
     shown.add_argument("--json", action="store_true", help="as JSON")
@@ -86,6 +99,7 @@ def _add(arguments: argparse.Namespace, path: Path) -> int:
                 role=arguments.role,
                 requests_per_minute=arguments.requests_per_minute,
                 tokens_per_minute=arguments.tokens_per_minute,
+                priority=arguments.priority,
                 created_at=now,
                 expires_at=_moment(arguments.expires, now),
             )
@@ -100,7 +114,7 @@ def _add(arguments: argparse.Namespace, path: Path) -> int:
 def _mistake(error: ValidationError) -> str:
     detail = error.errors()[0]
     field = str(detail["loc"][0])
-    accepted = "letters, digits and . _ @ -, at most 64" if field == "name" else "a whole number of at least 1"
+    accepted = _ACCEPTED.get(field, "a whole number of at least 1")
     option = "NAME" if field == "name" else f"--{field.replace('_', '-')}"
     return f"{option}: {detail['input']!r} is not accepted; give {accepted}"
 
@@ -127,7 +141,7 @@ def _list(arguments: argparse.Namespace, path: Path) -> int:
         sys.stdout.write(f"{json.dumps(listed, indent=2)}\n")
         return 0
     table = Table(box=None, pad_edge=False)
-    for title in ("NAME", "ID", "ROLE", "REQUESTS/MIN", "TOKENS/MIN", "MADE", "EXPIRES"):
+    for title in ("NAME", "ID", "ROLE", "REQUESTS/MIN", "TOKENS/MIN", "PRIORITY", "MADE", "EXPIRES"):
         table.add_column(title, no_wrap=True)
     now = datetime.now(UTC)
     for key in keys:
@@ -138,6 +152,7 @@ def _list(arguments: argparse.Namespace, path: Path) -> int:
             key.id,
             key.role,
             *("no limit" if limit is None else f"{limit:,}" for limit in limits),
+            str(key.priority),
             f"{key.created_at:%Y-%m-%d %H:%M}",
             f"{end} (past)" if key.is_expired(now) else end,
         )

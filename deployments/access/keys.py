@@ -18,6 +18,7 @@ from typing import Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
+from deployments.access.priorities import UNASKED
 from deployments.config_messages import problems_of
 
 _KEY = re.compile(r"ak-(?P<id>[0-9a-f]{12})-[A-Za-z0-9_-]{43}", re.ASCII)
@@ -30,7 +31,10 @@ class KeyFileError(Exception):
 
 
 class KeyRecord(BaseModel):
-    """One key, without its secret. `role`: `use` the endpoint, `read` or `operate` the control API."""
+    """One key, without its secret. `role`: `use` the endpoint, `read` or `operate` the control API.
+
+    `priority` is the least number that its requests may have, as in vLLM: lower goes first.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -40,6 +44,7 @@ class KeyRecord(BaseModel):
     role: Role = "use"
     requests_per_minute: int | None = Field(default=None, ge=1, le=10**9)
     tokens_per_minute: int | None = Field(default=None, ge=1, le=10**12)
+    priority: int = Field(default=UNASKED, ge=-100_000, le=100_000)
     created_at: AwareDatetime
     expires_at: AwareDatetime | None = None
 

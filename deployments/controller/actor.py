@@ -28,6 +28,7 @@ from deployments.control.wire import (
     Overview,
     PoolsTarget,
 )
+from deployments.controller.clock import steady_clock
 from deployments.controller.hardware import Hardware
 from deployments.controller.observing import Observer
 from deployments.controller.reconciling import Reconciler
@@ -35,6 +36,7 @@ from deployments.controller.records import ModelRecord, Settings, Store
 from deployments.controller.targets import Targets
 from deployments.ingress import listening_socket
 from deployments.membership import IngressReport, Membership
+from deployments.stream import SUSPECT_AFTER
 
 SHORTEST_PERIOD_S = 0.2
 BUSY_PERIOD_S = 0.5
@@ -58,9 +60,10 @@ class FleetController:
         self._store = Store()
         self._heard: dict[str, tuple[float, str, IngressReport]] = {}  # by ingress: when, its model, what it said
         observer = Observer(Hardware(settings.gpu_memory_bytes).look)
-        self._reconciler = Reconciler(self._store, observer, events, settings.secret, self._unfinished_requests)
+        now = steady_clock()
+        self._reconciler = Reconciler(self._store, observer, events, settings.secret, self._unfinished_requests, now)
         self._audit = _audit_log(Path(settings.state_dir))
-        self._targets = Targets(self._reconciler, events, self._audit, self._speeds)
+        self._targets = Targets(self._reconciler, events, self._audit, self._speeds, now)
         self._change = asyncio.Event()
         self._wake = asyncio.Event()
         await asyncio.to_thread(fleet.start_serve)
@@ -107,6 +110,7 @@ class FleetController:
 
     async def membership(self, model: str, version: int, report: IngressReport) -> Membership:
         """The fleet of a model; waits a moment for one that differs from ``version``."""
+        self._tell_of(model, report)
         self._heard[report.ingress] = (time.monotonic(), model, report)
         members = self._reconciler.memberships.get(model, Membership()).members
         if report.connected != {member.replica for member in members}:
@@ -116,6 +120,20 @@ class FleetController:
                 while self._membership(model, version).version == version:
                     await self._change.wait()
         return self._membership(model, version)
+
+    def _tell_of(self, model: str, report: IngressReport) -> None:
+        """Make events of what an ingress has done since its last report; of the first one nobody knows the age."""
+        if report.ingress not in self._heard:
+            return
+        _, _, before = self._heard[report.ingress]
+        for replica, count in report.moved_from.items():
+            if (moved := count - before.moved_from.get(replica, 0)) > 0:
+                text = f"{moved} of its requests went on to other replicas, or wait for one."
+                self._events.add(model, "migration", text, replica=replica)
+        for request_id in report.quarantined:
+            if request_id not in before.quarantined:
+                text = f"Request {request_id!r} is not tried again: {SUSPECT_AFTER + 1} replicas died with it aboard."
+                self._events.add(model, "quarantine", text)
 
     def _membership(self, model: str, version: int) -> Membership:
         return self._reconciler.memberships.get(model) or Membership(version=version)

@@ -13,14 +13,11 @@ def membership(
 ) -> Membership:
     """The replicas that run, and what to do while none does."""
     mine = [one for one in replicas if one.model == record.plan.model]
-    accepting = {one.name for one in mine if one.intent is Intent.RUN and one.name in reports}
-    if not accepting:  # what was to take over from those that drain has broken
-        accepting = {one.name for one in mine if one.intent is Intent.DRAIN}
     is_going = not record.desired.pools
     return Membership(
         version=version,
         members=tuple(
-            _member(one, reports[one.name], record.speeds.get(one.layout.shape, UNKNOWN_SPEED), one.name in accepting)
+            _member(one, reports[one.name], record.speeds.get(one.layout.shape, UNKNOWN_SPEED))
             for one in mine
             if one.name in reports
         ),
@@ -32,13 +29,13 @@ def membership(
     )
 
 
-def _member(record: ReplicaRecord, report: ReplicaReport, speed: PredictedSpeed, accepts: bool) -> Member:
+def _member(record: ReplicaRecord, report: ReplicaReport, speed: PredictedSpeed) -> Member:
     return Member(
         replica=record.name,
         shape=str(record.layout.shape),
         host=report.host,
         port=report.port,
-        accepts=accepts,
+        accepts=record.intent is Intent.RUN,
         leaves=record.intent in (Intent.MOVE, Intent.STOP),
         max_running=report.max_running,
         kv_tokens=report.kv_tokens,

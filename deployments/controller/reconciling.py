@@ -168,11 +168,19 @@ class Reconciler:
             self._events.add("", "loss", f"Node {name} is about to go: Ray drains it.")
 
     def _remember_reports(self) -> None:
-        """Store where each replica serves, and that it does."""
+        """Store where each replica serves, and that it does, and since when.
+
+        By the record, not by what this controller has seen: a replica that broke while there was none begins anew now.
+        """
         for one in [one for one in self.store.replicas.values() if one.intent is not Intent.STOP]:
             report = self.world.reports.get(one.name)
-            if (report and (report.host, report.port)) != (one.report and (one.report.host, one.report.port)):
-                self.store.put_replica(replace(one, report=report))
+            if (report and (report.host, report.port)) == (one.report and (one.report.host, one.report.port)):
+                continue
+            is_changed = one.intent is Intent.RUN and (report is None) != (one.report is None)
+            if is_changed and report and self._phases.get(one.name, (None, ""))[0] is Phase.STARTING:
+                model = self.store.models[one.model]
+                self.store.put_model(model.with_start(one.layout.shape, self._now() - one.since_s))
+            self.store.put_replica(replace(one, report=report, since_s=self._now() if is_changed else one.since_s))
 
     async def _bury(self) -> None:
         """Forget stopped replicas of which nothing is left, and models that have gone."""
@@ -225,11 +233,8 @@ class Reconciler:
             if one.phase is before and one.cause in ("", cause):
                 continue
             self._phases[one.name] = one.phase, one.cause
-            record, model = self.store.replicas[one.name], self.store.models.get(one.model)
-            is_started = before is Phase.STARTING and one.phase is Phase.SERVING
-            if is_started and model is not None:
-                self.store.put_model(model.with_start(record.layout.shape, self._now() - record.since_s))
-            if before not in (None, one.phase) and record.intent is Intent.RUN:
+            record = self.store.replicas[one.name]
+            if one.phase is Phase.FAILED and before not in (None, one.phase) and record.intent is Intent.RUN:
                 self.store.put_replica(replace(record, since_s=self._now()))
             text = f"It is {one.phase}" + (f": {one.cause}" if one.cause else ".")
             self._events.add(one.model, "failure" if one.phase is Phase.FAILED else "replica", text, replica=one.name)

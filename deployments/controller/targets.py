@@ -54,9 +54,17 @@ class Targets:
         self._put_on_record("serve", record.plan.model, known, record.desired.pools, record.desired.reason)
         before = known.desired.version if known else self._store.last_version
         if known is not None:  # what serves now is what a failure goes back to
-            record = replace(record, memory=known.memory, starts_s=known.starts_s)
+            record = replace(
+                record,
+                memory=known.memory,
+                starts_s=known.starts_s,
+                is_held=known.is_held,  # as it was announced: the reconciler ends it
+                stall_s=known.stall_s,
+            )
         desired = replace(record.desired, version=before + 1)  # versions only go up
         self._store.put_model(replace(record, desired=desired, changed_at_s=self._now()))
+        wanted = named(views.wire_pools(desired.pools))
+        self._events.add(desired.model, "target", f"The launcher wants {wanted}: {desired.reason or 'as configured'}.")
 
     def remove(self, model: str) -> None:
         """Serve a model no longer, if it is served. Raises OSError, and does nothing, as `set_pools`."""
@@ -71,7 +79,7 @@ class Targets:
         """What is done with the rights of the Ray cluster, past the control API, is in the audit log too."""
         self._audit.record(
             AuditEntry(
-                at=datetime.fromtimestamp(self._now(), UTC),
+                at=datetime.now(UTC),
                 who=LAUNCHER,
                 model=model,
                 what=what,
@@ -93,8 +101,8 @@ class Targets:
         )
         if target.dry_run:
             return answer
-        at = datetime.fromtimestamp(self._now(), UTC)
-        self._audit.record(entry_of(target, answer, who=who, at=at, model=model, current=current))
+        entry = entry_of(target, answer, who=who, at=datetime.now(UTC), model=model, current=current)
+        self._audit.record(entry)
         if record is not None and isinstance(answer, Accepted) and answer.changed:
             self._store.put_model(replace(self._changed(record, target), stall_s=answer.forecast.stall_s))
             self._events.add(model, "target", f"{who} wants {named(target.pools)}: {target.reason}")

@@ -70,7 +70,9 @@ def _cause(one: ReplicaState, now_s: float, limits: Limits) -> str:
 
 def _count(desired: Desired, record: Record, cause: str, actual: Actual) -> RollBack | CountFailure:
     good = record.last_good
-    if good and not record.given_up and count_shapes(good) != count_shapes(desired.pools):
+    # What was reached once is not given up for a start that fails later, such as when lost hardware has come back.
+    is_new = not (record.given_up or record.reached)
+    if good and is_new and count_shapes(good) != count_shapes(desired.pools):
         back = replace(record, given_up=cause, reached=False, failed_at_s=(), counted_below=actual.next_index)
         return RollBack(model=desired.model, record=back, reason=f"Back to {name_pools(good)}: {cause}.")
     counted = replace(record, failed_at_s=(*record.failed_at_s, actual.now_s), counted_below=actual.next_index)

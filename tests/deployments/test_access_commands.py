@@ -61,6 +61,16 @@ def test_the_list_has_everything_but_the_secret(ran: Ran, path: Path) -> None:
         assert read_keys(path)[0].sha256 not in text
 
 
+def test_a_key_has_the_place_of_interactive_requests_or_the_one_it_is_given(ran: Ran, path: Path) -> None:
+    for name, option in (("alice", ()), ("nightly", ("--priority", "1")), ("boss", ("--priority", "-5"))):
+        assert ran("add", name, *option)[0] == 0
+    assert [(key.name, key.priority) for key in read_keys(path)] == [("alice", 0), ("nightly", 1), ("boss", -5)]
+    header, *rows = ran("list")[1].splitlines()
+    column = header.split().index("PRIORITY")
+    # The limits of these keys are two words: "no limit".
+    assert [row.replace("no limit", "none").split()[column] for row in rows] == ["0", "1", "-5"]
+
+
 def test_a_removed_key_is_gone_and_the_others_stay(ran: Ran, path: Path) -> None:
     for name in ("one", "two", "three"):
         ran("add", name)
@@ -83,6 +93,10 @@ def test_the_file_may_be_another(ran: Ran, tmp_path: Path, path: Path) -> None:
         (["a b"], "NAME: 'a b' is not accepted; give letters, digits and . _ @ -, at most 64"),
         (["x", "--requests-per-minute", "0"], "--requests-per-minute: 0 is not accepted; give a whole number"),
         (["x", "--tokens-per-minute", "-5"], "--tokens-per-minute: -5 is not accepted; give a whole number"),
+        (
+            ["x", "--priority", "100001"],
+            "--priority: 100001 is not accepted; give a whole number from -100000",
+        ),
         (["x", "--expires", "yesterday"], "--expires: 'yesterday' is not accepted; give 90m, 12h, 30d, or a date"),
         (["x", "--expires", "2001-01-01"], "--expires: '2001-01-01' is not accepted; give 90m, 12h, 30d, or a date"),
         (["x", "--expires", "0d"], "--expires: '0d' is not accepted"),

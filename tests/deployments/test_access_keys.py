@@ -49,6 +49,7 @@ def test_the_file_holds_no_key_and_only_its_owner_reads_it(tmp_path: Path) -> No
         ({"sha256": "abc"}, "keys[0].sha256: not accepted"),
         ({"sha265": "abc"}, "keys[0].sha265: unknown name; did you mean sha256?"),
         ({"requests_per_minute": 0}, "keys[0].requests_per_minute: 0 is not accepted; give an integer from 1"),
+        ({"priority": 100_001}, "keys[0].priority: 100001 is not accepted; give an integer from -100000 to 100000"),
         ({"expires_at": "tomorrow"}, "keys[0].expires_at: 'tomorrow' is not accepted"),
         ({"name": "a\nb"}, "keys[0].name: 'a\\nb' is not accepted"),
     ],
@@ -59,6 +60,11 @@ def test_a_mistake_in_the_file_is_named(change: dict[str, object], words: str) -
         parse_keys(json.dumps(document), "keys.json")
     assert words in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_key_that_was_made_before_there_were_priorities_is_an_interactive_one() -> None:
+    document = {"keys": [made_key()[1].model_dump(mode="json", exclude={"priority"})]}
+    assert parse_keys(json.dumps(document), "keys.json")[0].priority == 0
 
 
 @pytest.mark.parametrize("field", ["id", "name"])

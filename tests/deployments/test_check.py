@@ -137,6 +137,22 @@ def test_dtype_decides_the_memory() -> None:
     assert len(problems("bench-100m", shape="tp1", cluster=small, engine={"dtype": "float32"})) == 1
 
 
+def test_what_generates_without_adapters_on_whole_replicas_is_vllms_to_judge() -> None:
+    offloading = {"kv_connector": "OffloadingConnector", "kv_role": "kv_both"}
+    checked(engine={"enable_lora": False, "runner": "generate", "convert": "none", "kv_transfer_config": offloading})
+    checked(
+        engine={
+            "runner": "auto",
+            "mm_processor_cache_type": "lru",
+            "kv_transfer_config": {
+                "kv_connector": "MultiConnector",
+                "kv_role": "kv_both",
+                "kv_connector_extra_config": {"connectors": [offloading]},
+            },
+        }
+    )
+
+
 def test_quantisation_by_the_engine_leaves_memory_unchecked() -> None:
     small = {"kind": "simulated", "gpu_memory_gib": 0.3}
     result = checked("bench-100m", shape="tp1", cluster=small, engine={"quantization": "fp8"})

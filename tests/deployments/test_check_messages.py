@@ -5,6 +5,10 @@ import pytest
 from check_builders import problems, problems_of_models
 
 E = "models[0].engine"
+WHOLE_REQUESTS = (
+    "prefill and decode of a request share a replica; give kv_role kv_both, and a connector that is none of "
+    "NixlConnector, NixlPullConnector, NixlPushConnector, MooncakeConnector, MoRIIOConnector"
+)
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "shape: no shape": (
         {"shape": "2x2"},
@@ -109,6 +113,64 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "engine: parser": (
         {"engine": {"tool_call_parser": "hermes"}},
         f"{E}.tool_call_parser: not accepted here; use models[].tool_call_parser",
+    ),
+    "engine: tracing": (
+        {"engine": {"otlp_traces_endpoint": "http://collector:4317"}},
+        f"{E}.otlp_traces_endpoint: not accepted here; use telemetry.otlp_endpoint",
+    ),
+    "engine: adapters": (
+        {"engine": {"enable_lora": True}},
+        f"{E}.enable_lora: true is not accepted; requests cannot name adapters yet; merge one into its model, and "
+        "serve that; give false",
+    ),
+    "engine: names of adapters": (
+        {"engine": {"lora_modules": ["a=/a"]}},
+        f"{E}.lora_modules: not accepted here; requests cannot name adapters yet; merge one into its model, and "
+        "serve that",
+    ),
+    "engine: pooling": (
+        {"engine": {"runner": "pooling"}},
+        f"{E}.runner: 'pooling' is not accepted; a fleet generates text, and nothing else; give auto or generate",
+    ),
+    "engine: conversion": (
+        {"engine": {"convert": "embed"}},
+        f"{E}.convert: 'embed' is not accepted; a fleet generates text, and nothing else; give auto or none",
+    ),
+    "engine: task": (
+        {"engine": {"task": "embed"}},
+        f"{E}.task: not accepted here; a fleet generates text, and nothing else",
+    ),
+    "engine: prefill elsewhere": (
+        {"engine": {"kv_transfer_config": {"kv_connector": "NixlConnector", "kv_role": "kv_both"}}},
+        f"{E}.kv_transfer_config: {{'kv_connector': 'NixlConnector', 'kv_role': 'kv_both'}} is not accepted; "
+        f"{WHOLE_REQUESTS}",
+    ),
+    "engine: prefill only": (
+        {"engine": {"kv_transfer_config": {"kv_connector": "LMCacheMPConnector", "kv_role": "kv_producer"}}},
+        f"{E}.kv_transfer_config: {{'kv_connector': 'LMCacheMPConnector', 'kv_role': 'kv_producer'}} is not accepted; "
+        f"{WHOLE_REQUESTS}",
+    ),
+    "engine: prefill elsewhere, among others": (
+        {
+            "engine": {
+                "kv_transfer_config": {
+                    "kv_connector_extra_config": {
+                        "connectors": [
+                            {"kv_connector": "OffloadingConnector", "kv_role": "kv_both"},
+                            {"kv_connector": "MooncakeConnector", "kv_role": "kv_both"},
+                        ]
+                    },
+                    "kv_connector": "MultiConnector",
+                    "kv_role": "kv_both",
+                }
+            }
+        },
+        f"{E}.kv_transfer_config: {{'kv_connector_extra_config': {{'connectors': [{{'kv_connector': "
+        f"'OffloadingCon... is not accepted; {WHOLE_REQUESTS}",
+    ),
+    "engine: multi-modal cache in shared memory": (
+        {"engine": {"mm_processor_cache_type": "shm"}},
+        f"{E}.mm_processor_cache_type: 'shm' is not accepted; ingresses and replicas share no memory; give lru",
     ),
     "engine: length": (
         {"engine": {"max_model_len": 2049}},

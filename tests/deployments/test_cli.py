@@ -153,7 +153,7 @@ def test_the_help_names_every_command(ran: Ran) -> None:
 @pytest.mark.parametrize(
     "argv",
     [
-        [],
+        ["--bogus"],
         ["sever"],
         ["serve", "a.yaml", "b.yaml"],
         ["serve", "--modle", "x"],
@@ -166,7 +166,30 @@ def test_the_help_names_every_command(ran: Ran) -> None:
 def test_a_command_line_that_makes_no_sense_is_refused_in_a_line(argv: list[str], ran: Ran) -> None:
     code, output, errors = ran(*argv)
     assert (code, output) == (1, "")
-    assert re.fullmatch(r"(archipelago( [a-z]+)?): .+; `\1 --help` says what is accepted\n", errors)
+    assert re.fullmatch(r"(archipelago( [a-z]+)?): .+[;?] `\1 --help` says what is accepted\n", errors)
+
+
+@pytest.mark.parametrize(("argv", "code"), [([], 1), (["keys"], 1), (["bench"], 2)], ids=str)
+def test_without_a_command_the_commands_are_shown(argv: list[str], code: int, ran: Ran) -> None:
+    ended, output, errors = ran(*argv)
+    assert (ended, output) == (code, "")
+    assert errors == ran(*argv, "--help")[1]
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["plna"], "archipelago: argument COMMAND: 'plna' is not accepted; did you mean plan? `"),
+        (["keys", "ad"], "archipelago keys: argument COMMAND: 'ad' is not accepted; give one of add, list, remove; `"),
+        (["plan", "m", "--ttfp=1s", "--cluster", "c"], "archipelago plan: unrecognized arguments: --ttfp=1s; did you "),
+        (["stop", "x"], "archipelago stop: unrecognized arguments: x; `archipelago stop --help`"),
+        (["keys", "add", "a", "--role", "king"], "archipelago keys add: argument --role: 'king' is not accepted; give"),
+        (["audit", "--limit", "x"], "archipelago audit: argument --limit: 'x' is not accepted; give a whole number; `"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else " ".join(value),
+)
+def test_a_mistake_is_told_by_the_command_that_knows_what_was_meant(argv: list[str], message: str, ran: Ran) -> None:
+    assert ran(*argv)[2].startswith(message)
 
 
 def test_what_the_gate_of_a_pipeline_cannot_read_is_no_broken_limit(ran: Ran) -> None:
@@ -298,6 +321,13 @@ def test_status_of_nothing_says_how_to_start(ran: Ran) -> None:
 
 def test_stopping_nothing_is_fine(ran: Ran) -> None:
     assert ran("stop") == (0, "archipelago: nothing was started from this directory\n", "")
+
+
+@pytest.mark.parametrize("command", ["status", "stop"])
+def test_where_nothing_runs_ray_is_not_loaded(command: str, tmp_path: Path) -> None:
+    program = f"import sys; from deployments.cli import main; main(['{command}']); sys.exit('ray' in sys.modules)"
+    env = os.environ | {STATE_DIR_ENV: str(tmp_path)}
+    assert subprocess.run([sys.executable, "-c", program], env=env, capture_output=True).returncode == 0
 
 
 def test_a_cluster_that_has_gone_is_not_served_and_can_be_stopped(ran: Ran, tmp_path: Path, record_file: Path) -> None:

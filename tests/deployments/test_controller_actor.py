@@ -32,7 +32,6 @@ def report(ingress: str = "a", *, unfinished: int = 0, **speeds: float) -> Ingre
         connected=frozenset(),
         unfinished_requests=unfinished,
         held_requests=0,
-        moved_requests=0,
         decode_tokens_per_s=speeds,
     )
 
@@ -271,4 +270,24 @@ def test_a_lease_holds_for_targets_and_over_a_restart(meet: Callable[[Body], Non
         await asyncio.to_thread(client.give_back_lease, "autoscaler", "first")
         assert Store().leases == {}
 
+    meet(body)
+
+
+def test_what_ingresses_do_with_requests_is_told_once(
+    meet: Callable[[Body], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def body(one: FleetController, client: ControlClient, serve: MemoryServe) -> None:
+        said = replace(report("a"), moved_from={"m--tp1--0": 2}, quarantined=("old",))
+        more = replace(report("a"), moved_from={"m--tp1--0": 2, "m--tp1--1": 3}, quarantined=("old", "killer\x1b[2J"))
+        for each in (said, more, more):
+            await one.membership("m", 0, each)
+        events = [
+            event for event in (await one.events(None, "m", 0)).events if event.kind in ("migration", "quarantine")
+        ]
+        assert [(event.kind, event.replica, event.text) for event in events] == [
+            ("migration", "m--tp1--1", "3 of its requests went on to other replicas, or wait for one."),
+            ("quarantine", None, r"Request 'killer\x1b[2J' is not tried again: 3 replicas died with it aboard."),
+        ]
+
+    monkeypatch.setattr(actor, "LONG_POLL_S", 0.01)
     meet(body)

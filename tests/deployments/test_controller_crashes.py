@@ -86,3 +86,15 @@ def test_what_others_run_on_the_same_serve_is_left_alone(name: str, begin: Begin
     controller.serve.apps[name] = Application(seats=frozenset(), layout=layout, started_s=0.0)
     controller.settle()
     assert controller.serve.apps[name].deleted_s is None
+
+
+def test_a_replica_that_breaks_while_there_is_no_controller_has_its_whole_time_to_start_again(begin: Begin) -> None:
+    controller = begin("1 tp1")
+    controller.settle()
+    controller.serve.tick(1000.0)  # far longer than a start may take
+    (name,) = controller.store.replicas
+    controller.serve.apps[name].die(controller.serve.now_s)
+    controller.begin()
+    controller.settle()
+    assert controller.serve.started == [name]
+    assert not {"failure", "rollback"} & set(controller.kinds())

@@ -63,15 +63,6 @@ def test_what_an_ingress_may_do_with_a_replica(
     assert (member.accepts, member.leaves, membership(controller).planned_replicas) == (accepts, leaves, planned)
 
 
-@pytest.mark.parametrize(("intent", "accepts"), [(Intent.DRAIN, True), (Intent.MOVE, False), (Intent.STOP, False)])
-def test_who_drains_takes_requests_while_nobody_else_does(intent: Intent, accepts: bool, begin: Begin) -> None:
-    controller = begin("1 tp1")
-    controller.settle()
-    controller.store.intend("acme-tiny--tp1--0", intent, 0.0)
-    controller.reconciler.publish()
-    assert members(controller)["0"].accepts is accepts
-
-
 def test_a_model_that_closes_stays_closed_over_a_crash_and_opens_when_it_is_served_again(begin: Begin) -> None:
     controller = begin("1 tp1")
     controller.settle()

@@ -6,6 +6,7 @@ import httpx
 import pytest
 from link_builders import Fleet, play, request, run, settled
 
+from deployments.access.priorities import current_least_priority
 from deployments.ingress import ALWAYS_OPEN_PATHS, RETRY_AFTER_S, Gate, listening_socket, reachable_address
 from deployments.routing import Limits
 
@@ -122,6 +123,17 @@ def test_batch_requests_are_refused_before_interactive_ones(waiting: int, chat: 
         assert answer.status_code == batch
         if batch == 429:
             assert_refused(answer, 429, "TooManyRequests", "limit for batch requests: 2")
+
+    through(scenario, "a")
+
+
+@pytest.mark.parametrize(("least", "status"), [(0, 200), (1, 429)])
+def test_requests_of_a_batch_key_are_batch_whatever_they_say(least: int, status: int) -> None:
+    async def scenario(client: httpx.AsyncClient, fleet: Fleet) -> None:
+        queue(fleet, LIMITS.max_queued_requests - 1)
+        current_least_priority.set(least)
+        for body in ({"prompt": "x"}, {"priority": 0}, {"priority": -1}):
+            assert (await client.post("/v1/completions", json=body)).status_code == status
 
     through(scenario, "a")
 

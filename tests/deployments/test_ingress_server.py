@@ -2,77 +2,43 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 import uvloop
 from link_builders import ClockLoop, batch, request
+from wire_builders import (
+    DEADLINE_S,
+    PLAIN,
+    SECRET,
+    Encryption,
+    Replica,
+    authority,
+    next_step,
+    play,
+    ray_environ,
+    until,
+)
 
 from deployments import ingress_server
-from deployments.ingress_server import IngressServer
+from deployments.access.ray_tls import dialling_context, listening_context
 from deployments.link import FleetLink, Step
 from deployments.membership import Member, Membership
-from deployments.peer import LEASE_S, RENEW_S, Batch, Connection, Frames
+from deployments.peer import LEASE_S, RENEW_S, Batch
 from deployments.routing import Limits
 from deployments.traffic import Traffic
 from deployments.wire import dialer, pack
 
-HOST = "127.0.0.1"
-SECRET = "open sesame"
-DEADLINE_S = 60.0
 
-
-class FakeEngine:
-    """Writes down what it is told."""
-
-    def __init__(self) -> None:
-        self.told: list[tuple[Any, ...]] = []
-        self.takes = asyncio.Event()
-        self.takes.set()
-
-    async def submit(self, owner: str, frames: Frames) -> None:
-        self.told.append(("submit", owner, frames))
-        await self.takes.wait()
-
-    async def abort(self, request_ids: Sequence[str]) -> None:
-        self.told.append(("abort", *request_ids))
-
-    async def abort_all_of(self, owner: str) -> None:
-        self.told.append(("abort all of", owner))
-
-
-class Replica:
-    def __init__(self) -> None:
-        self.engine = FakeEngine()
-        self.server = IngressServer(self.engine, SECRET)
-        self.member = Member(replica="none", shape="tp1", host=HOST, port=0)
-
-    async def listen(self, name: str = "a") -> Member:
-        self.member = Member(replica=name, shape="tp1", host=HOST, port=await self.server.listen(HOST))
-        return self.member
-
-    def dial(self, ingress: str, secret: str = SECRET) -> AbstractAsyncContextManager[Connection]:
-        return dialer(secret)(self.member, ingress)
-
-    async def told(self, *expected: tuple[Any, ...]) -> None:
-        """Wait until the engine has been told this, and assert that it was nothing else."""
-        await until(lambda: len(self.engine.told) >= len(expected))
-        assert self.engine.told == list(expected)
-
-
-async def until(condition: Callable[[], Any]) -> None:
-    async with asyncio.timeout(DEADLINE_S):
-        while not condition():  # noqa: ASYNC110  (what is waited for has no event)
-            await asyncio.sleep(0.001)
-
-
-async def next_step(connection: Connection) -> Frames:
-    async with asyncio.timeout(DEADLINE_S):
-        while not (frames := await connection.receive()):
-            pass
-    return frames
+@pytest.fixture(params=["plain", "TLS"])
+def encryption(request: pytest.FixtureRequest, tmp_path: Path) -> Encryption:
+    """Both ways of a connection."""
+    if request.param == "plain":
+        return PLAIN
+    environ = ray_environ(tmp_path, authority(tmp_path))
+    return Encryption(listening=listening_context(environ), dialling=dialling_context(environ))
 
 
 @asynccontextmanager
@@ -86,24 +52,7 @@ async def raw(member: Member, data: bytes = b"") -> AsyncIterator[tuple[asyncio.
         writer.close()
 
 
-def play(
-    scenario: Callable[[Replica], Awaitable[None]], loop: Callable[[], asyncio.AbstractEventLoop] | None = None
-) -> None:
-    """Run a scenario with a replica that listens."""
-
-    async def listening() -> None:
-        replica = Replica()
-        await replica.listen()
-        try:
-            await scenario(replica)
-        finally:
-            replica.server.close()
-
-    with asyncio.Runner(loop_factory=loop) as runner:
-        runner.run(listening())
-
-
-def test_batches_arrive_in_their_order_and_each_step_goes_to_its_ingress() -> None:
+def test_batches_arrive_in_their_order_and_each_step_goes_to_its_ingress(encryption: Encryption) -> None:
     async def scenario(replica: Replica) -> None:
         async with replica.dial("i1") as one, replica.dial("i2") as two:
             one.send(batch("r1 7 8", "r2"))
@@ -121,7 +70,7 @@ def test_batches_arrive_in_their_order_and_each_step_goes_to_its_ingress() -> No
             assert await next_step(two) == [b"y"]
             assert await next_step(one) == [b"w" * 1_000_000]
 
-    play(scenario)
+    play(scenario, encryption=encryption)
 
 
 def test_a_replica_says_at_once_that_it_is_there() -> None:
@@ -145,7 +94,7 @@ def test_a_replica_answers_at_once_that_it_has_got_requests(monkeypatch: pytest.
     play(scenario)
 
 
-def test_what_an_ingress_had_is_dropped_with_its_connection() -> None:
+def test_what_an_ingress_had_is_dropped_with_its_connection(encryption: Encryption) -> None:
     async def scenario(replica: Replica) -> None:
         async with replica.dial("i2") as other:
             async with replica.dial("i1") as connection:
@@ -155,10 +104,10 @@ def test_what_an_ingress_had_is_dropped_with_its_connection() -> None:
             replica.server.deliver({"i1": [b"late"], "i2": [b"step"]})
             assert await next_step(other) == [b"step"]
 
-    play(scenario)
+    play(scenario, encryption=encryption)
 
 
-def test_a_connection_that_breaks_amid_steps_takes_neither_end_with_it() -> None:
+def test_a_connection_that_breaks_amid_steps_takes_neither_end_with_it(encryption: Encryption) -> None:
     """Each turn of the event loop between the break and its notice; uvloop refuses to write to what has gone."""
 
     async def scenario(replica: Replica) -> None:
@@ -178,10 +127,10 @@ def test_a_connection_that_breaks_amid_steps_takes_neither_end_with_it() -> None
                 await asyncio.sleep(0)
             assert isinstance(lost.exception(), OSError)
 
-    play(scenario, uvloop.new_event_loop)
+    play(scenario, uvloop.new_event_loop, encryption)
 
 
-def test_a_second_connection_of_an_ingress_replaces_the_first() -> None:
+def test_a_second_connection_of_an_ingress_replaces_the_first(encryption: Encryption) -> None:
     async def scenario(replica: Replica) -> None:
         replica.engine.takes.clear()
         async with replica.dial("i1") as first:
@@ -196,7 +145,7 @@ def test_a_second_connection_of_an_ingress_replaces_the_first() -> None:
                 replica.server.deliver({"i1": [b"step"]})
                 assert await next_step(second) == [b"step"]
 
-    play(scenario)
+    play(scenario, encryption=encryption)
 
 
 @pytest.mark.parametrize(
@@ -286,15 +235,17 @@ def test_a_replica_that_was_stopped_does_not_blame_its_ingresses() -> None:
     play(scenario, TcpClockLoop)
 
 
-def test_a_stranger_who_says_nothing_does_not_stay() -> None:
+def test_a_stranger_who_says_nothing_does_not_stay(encryption: Encryption) -> None:
     async def scenario(replica: Replica) -> None:
         async with raw(replica.member) as (reader, _):
             assert await asyncio.wait_for(reader.read(), DEADLINE_S) == b""
 
-    play(scenario, TcpClockLoop)
+    play(scenario, TcpClockLoop, encryption)
 
 
-def test_an_ingress_that_reads_nothing_is_dropped_before_memory_runs_short(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_ingress_that_reads_nothing_is_dropped_before_memory_runs_short(
+    monkeypatch: pytest.MonkeyPatch, encryption: Encryption
+) -> None:
     monkeypatch.setattr(ingress_server, "MAX_UNREAD_BYTES", 2**20)
     monkeypatch.setattr(ingress_server, "LEASE_S", 10 * DEADLINE_S)
     monkeypatch.setattr(ingress_server, "RENEW_S", 0.01)
@@ -311,13 +262,13 @@ def test_an_ingress_that_reads_nothing_is_dropped_before_memory_runs_short(monke
                     arrived += bool(await connection.receive())
             assert arrived < 64
 
-    play(scenario)
+    play(scenario, encryption=encryption)
 
 
-def test_a_link_moves_its_requests_from_a_replica_that_ends_to_another() -> None:
+def test_a_link_moves_its_requests_from_a_replica_that_ends_to_another(encryption: Encryption) -> None:
     async def scenario(first: Replica) -> None:
-        second = Replica()
-        link = FleetLink("i1", dialer(SECRET), Traffic("i1", Limits()))
+        second = Replica(encryption)
+        link = FleetLink("i1", dialer(SECRET, encryption.dialling), Traffic("i1", Limits()))
         link.update(Membership(members=(first.member,), planned_replicas=2))
         await until(lambda: link.ready)
         link.submit(request("r1"))
@@ -334,4 +285,4 @@ def test_a_link_moves_its_requests_from_a_replica_that_ends_to_another() -> None
         await second.told(("submit", "i1", [b"r1~1", b"7"]), ("abort all of", "i1"))
         second.server.close()
 
-    play(scenario)
+    play(scenario, encryption=encryption)

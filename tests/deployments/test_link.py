@@ -245,8 +245,8 @@ def test_a_link_reports_what_it_has() -> None:
             connected=frozenset(),
             unfinished_requests=3,
             held_requests=3,
-            moved_requests=3,
             decode_tokens_per_s={"a": speed},
+            moved_from={"a": 3},
         )
 
     run(scenario, "a")

@@ -202,6 +202,7 @@ def test_what_kills_every_replica_is_given_up_and_its_neighbours_finish() -> Non
             fleet[killed].break_connection()
             await passed(BACK_S)
         assert fleet.link.asked.lost["quarantined"] == 1
+        assert fleet.link.report().quarantined == ("killer",)
         assert await fleet.link.next_event() == Failed(
             "killer", "3 replicas have died with it aboard; it is not tried again"
         )
@@ -291,5 +292,20 @@ def test_the_loss_of_one_replica_leaves_the_requests_of_another_alone() -> None:
         assert fleet["b"].aborts == []
         for wire_id in on_b:
             assert fleet.settle("b", wire_id, 1) == wire_id
+
+    run(scenario, "a", "b")
+
+
+@pytest.mark.parametrize("turns", range(6))
+def test_a_replica_that_leaves_as_its_connection_breaks_is_not_dialled_again(turns: int) -> None:
+    """To cancel a task group that is ending with an error has no effect (asyncio/taskgroups.py, __aexit__)."""
+
+    async def scenario(fleet: Fleet) -> None:
+        fleet["a"].break_connection()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        fleet.remove("a")
+        await passed(10 * BACK_S)
+        assert len(fleet["a"].dialled) == 1
 
     run(scenario, "a", "b")

@@ -1,7 +1,7 @@
 from typing import Any
 
 import pytest
-from link_builders import Fleet, batch, member, passed, request, run, settled
+from link_builders import BACK_S, Fleet, batch, member, passed, request, run, settled
 
 from deployments.link import Failed, NoReplicaReadyError
 from deployments.peer import LEASE_S
@@ -83,6 +83,29 @@ def test_a_replica_that_drains_keeps_what_it_has() -> None:
     run(scenario, "a")
 
 
+def test_a_replica_that_drains_takes_requests_while_no_other_can() -> None:
+    """From the moment in which the connection of the other breaks, and not only when the controller knows of it."""
+
+    async def scenario(fleet: Fleet) -> None:
+        fleet.change("old", accepts=False)
+        fleet.link.submit(request("r1"))
+        fleet.add(member("new"))
+        await settled()
+        fleet.link.submit(request("r2"))
+        fleet["new"].die()
+        await settled()
+        fleet.link.submit(request("r3"))
+        await settled()
+        assert [fleet.where(name)[0] for name in ("r1", "r2", "r3")] == ["old"] * 3
+        fleet["new"].come_back()
+        await passed(BACK_S)
+        fleet.link.submit(request("r4"))
+        await settled()
+        assert fleet.where("r4")[0] == "new"
+
+    run(scenario, "old")
+
+
 def test_a_replica_that_is_removed_is_left_and_its_requests_go_on() -> None:
     async def scenario(fleet: Fleet) -> None:
         fleet.link.submit(request("r1"))
@@ -118,8 +141,8 @@ def test_a_restarted_replica_is_dialled_where_it_listens_now() -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"port": 2}, {"accepts": False}, {"accepts": False, "leaves": True}],
-    ids=["restarted", "drained", "left"],
+    [{"port": 2}, {"accepts": False, "leaves": True}],
+    ids=["restarted", "left"],
 )
 def test_requests_do_not_go_to_a_replica_that_the_same_message_takes_away(change: dict[str, Any]) -> None:
     async def scenario(fleet: Fleet) -> None:

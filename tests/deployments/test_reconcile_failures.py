@@ -104,3 +104,13 @@ def test_what_a_loss_makes_of_a_fleet_that_was_rolled_back_is_not_the_last_good_
     actual = found(replica("tp2"), records={MODEL: record})
     (step,) = next_steps(actual, [wish("1 tp2", version=2)], TWO_ISLANDS, make_limits(), DURATIONS).steps
     assert step == Settle(model=MODEL, record=replace(record, reached=True), reason="acme/tiny has 1 x tp2.")
+
+
+def test_what_was_reached_is_not_given_up_when_a_later_start_fails() -> None:
+    """A loss has left one of two replicas: a start that fails once the hardware is back is tried again."""
+    shrunk = found(replica("tp2"), records={MODEL: Record(version=1, last_good=pools_of("1 tp2"), reached=True)})
+    failures = iter([True])
+    log, world, last = run(shrunk, wish("2 tp2"), doomed=lambda name: name.endswith("--1") and next(failures, False))
+    assert [line.split()[1] for line in log] == ["Start", "CountFailure", "Stop", "Start", "Settle"]
+    assert shapes_serving(world.actual) == {"tp2": 2}
+    assert not last.blocked

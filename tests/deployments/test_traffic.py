@@ -6,7 +6,7 @@ from routing_builders import arrival
 
 from deployments.membership import Member
 from deployments.routing import Limits, PredictedSpeed
-from deployments.traffic import Traffic
+from deployments.traffic import BELIEVED_S, Traffic
 
 FAST = PredictedSpeed(prefill_tokens_per_s=40_000.0, decode_tokens_per_s=8_000.0, full_batch=32, lone_step_s=0.01)
 SLOW = PredictedSpeed(prefill_tokens_per_s=10_000.0, decode_tokens_per_s=2_000.0, full_batch=32, lone_step_s=0.02)
@@ -105,40 +105,53 @@ def test_what_other_ingresses_have_sent_counts() -> None:
 def test_requests_are_refused_by_what_the_scheduler_says_of_all_ingresses() -> None:
     known = traffic(member("a"), member("b"), limits=Limits(max_queued_requests=10))
     for name in ("a", "b"):
-        assert known.refusal(arrival(), ["a", "b"]) is None
+        assert known.refusal(arrival(), ["a", "b"], 0.0) is None
         known.stepped(name, running=64, waiting=10, kv_usage=0.5, now_s=1.0)
-    refused = known.refusal(arrival(), ["a", "b"])
+    refused = known.refusal(arrival(), ["a", "b"], 0.0)
     assert refused is not None
     assert (refused.status, refused.cause) == (429, "queue_full")
     known.stepped("b", running=64, waiting=9, kv_usage=0.5, now_s=2.0)
-    assert known.refusal(arrival(), ["a", "b"]) is None
+    assert known.refusal(arrival(), ["a", "b"], 0.0) is None
 
 
 def test_what_was_sent_since_the_last_step_waits_too_once_the_batch_is_full() -> None:
     known = traffic(member("a", max_running=4), limits=Limits(max_queued_requests=10))
     for index in range(14):
-        assert known.refusal(arrival(), ["a"]) is None
+        assert known.refusal(arrival(), ["a"], 0.0) is None
         send(known, f"r{index}", "a")
-    assert known.refusal(arrival(), ["a"]) is not None
+    assert known.refusal(arrival(), ["a"], 0.0) is not None
     known.ended("a", "r0")
-    assert known.refusal(arrival(), ["a"]) is None
+    assert known.refusal(arrival(), ["a"], 0.0) is None
 
 
 def test_a_full_cache_refuses_new_requests_but_not_those_that_were_let_in() -> None:
     known = traffic(member("a", kv_tokens=10_000))
     known.stepped("a", running=4, waiting=0, kv_usage=0.99, now_s=1.0)
-    refused = known.refusal(arrival(), ["a"])
+    refused = known.refusal(arrival(), ["a"], 0.0)
     assert refused is not None
     assert refused.cause == "kv_full"
     assert send(known, "moved here", "a") == "a"
 
 
+@pytest.mark.parametrize("load", [{"waiting": 300, "kv_usage": 0.5}, {"waiting": 0, "kv_usage": 0.99}], ids=str)
+def test_a_load_that_nobody_tells_of_any_more_is_not_believed_for_ever(load: dict[str, float]) -> None:
+    """A step comes only while the ingress has a request there: one that refuses them all would never hear better."""
+    known = traffic(member("a", kv_tokens=10_000), limits=Limits(max_queued_requests=10))
+    send(known, "aborted", "a")
+    known.stepped("a", running=64, waiting=int(load["waiting"]), kv_usage=load["kv_usage"], now_s=1.0)
+    long_after_s = 1.1 + BELIEVED_S
+    assert known.refusal(arrival(), ["a"], long_after_s) is not None  # a step that takes so long may still come
+    known.ended("a", "aborted")
+    assert known.refusal(arrival(), ["a"], 1.0 + BELIEVED_S) is not None
+    assert known.refusal(arrival(), ["a"], long_after_s) is None
+
+
 def test_a_changed_member_counts_from_now_on() -> None:
     known = traffic(member("a", kv_tokens=10_000))
     known.stepped("a", running=4, waiting=0, kv_usage=0.99, now_s=1.0)
-    assert known.refusal(arrival(), ["a"]) is not None
+    assert known.refusal(arrival(), ["a"], 0.0) is not None
     known.expect(member("a", kv_tokens=10_000_000))
-    assert known.refusal(arrival(), ["a"]) is None
+    assert known.refusal(arrival(), ["a"], 0.0) is None
 
 
 def test_the_speed_follows_what_is_measured() -> None:
@@ -175,5 +188,5 @@ def test_what_has_ended_leaves_nothing_behind(actions: list[tuple[str, int]]) ->
                 known.ended(where.pop(name), name)
     for name, replica in where.items():
         known.ended(replica, name)
-    assert known.refusal(arrival(), ["a", "b"]) is None
+    assert known.refusal(arrival(), ["a", "b"], 0.0) is None
     assert spread(known, "a", "b", requests=9) == spread(fresh, "a", "b", requests=9)

@@ -12,6 +12,7 @@ import pytest
 import ray
 from running_system import LONG_TOKENS, Deployed, prompts, stream, until
 
+from deployments import fleet
 from deployments.ingress import CONTROLLER, NAMESPACE
 
 pytestmark = pytest.mark.engine
@@ -118,19 +119,32 @@ def test_no_stream_shows_that_a_process_was_lost(fault: Callable[[Deployed], Non
     until(lambda: deployed.view().phase == "steady", "all replicas are back", timeout_s=300)
 
 
+@pytest.mark.parametrize("lose", [kill_controller, kill_serve_controller])
+def test_replicas_outlive_who_steers_them(lose: Callable[[Deployed], None], deploy: Callable[..., Any]) -> None:
+    deployed = deploy("tiny-llama", {"tp1": 2})
+    before, newest = workers(deployed), deployed.control.events().newest
+    lose(deployed)
+    until(lambda: fleet.applications(), "Serve answers")
+    until(lambda: all(map(fleet.is_running, fleet.applications().values())), "it has looked at every replica")
+    assert workers(deployed) == before
+    assert not [event for event in deployed.control.events(newest).events if event.kind == "replica"]
+
+
+def workers(deployed: Deployed) -> dict[str, list[int]]:
+    """The process of every rank of every replica."""
+    return {name: [one.pid for one in report.found.workers] for name, report in deployed.reports().items()}
+
+
 def test_an_ingress_that_dies_breaks_its_connections_and_comes_back(deploy: Callable[..., Any]) -> None:
     """Without it the replicas go on, and drop its requests."""
     deployed = deploy("tiny-llama", {"tp1": 2})
-    before = deployed.reports()
+    before = workers(deployed)
     requests = moving_streams.bodies(deployed.model, 2, LONG_TOKENS)
     found = moving_streams.run(deployed.url, requests, lambda: process("ingress:ingress").kill())
     assert all("Error" in answer.error for answer in found), [(each.error, each.finish_reasons) for each in found]
     until(lambda: _answers(deployed.url), "it answers again", timeout_s=120)
-    after = deployed.reports()
-    assert after.keys() == before.keys()
-    for name, report in after.items():
-        assert [each.pid for each in report.found.workers] == [each.pid for each in before[name].found.workers]
-        assert report.unfinished_requests == 0
+    assert workers(deployed) == before
+    assert not any(report.unfinished_requests for report in deployed.reports().values())
 
 
 def _answers(url: str) -> bool:

@@ -7,6 +7,7 @@ import httpx
 import live_streams
 import psutil
 import pytest
+from repartition_losses import MOMENTS, SWAP, any_is, lose_amid, replica_process
 from running_system import Deployed
 from simulated_fleet import (
     FLEET_CONTROLLER,
@@ -22,34 +23,12 @@ from simulated_fleet import (
 )
 
 from deployments import fleet
-from deployments.control.wire import FleetView, Limits, PoolsTarget
+from deployments.control.wire import PoolsTarget
 
 pytestmark = pytest.mark.engine
 
 Undisturbed = Callable[[Deployed], Any]
 
-
-def any_is(phase: str) -> Callable[[FleetView], bool]:
-    return lambda view: any(replica.phase == phase for replica in view.replicas)
-
-
-def moves(view: FleetView) -> bool:
-    """Its requests are on their way to another replica, or wait for one."""
-    return view.repartition is not None and " is moving" in view.repartition.doing
-
-
-Moment = Callable[[FleetView], bool]
-SHORT_DRAIN = {"limits": Limits(drain_timeout_s=0.5)}
-SWAP = {"way": "swap"}
-MOMENTS: dict[str, tuple[Moment, dict[str, Any]]] = {
-    "starting": (any_is("starting"), {}),
-    "draining": (any_is("draining"), {}),
-    "moving": (moves, SHORT_DRAIN),
-    "stopping": (any_is("stopping"), {}),
-    "moving-into-the-ingress": (moves, SWAP),
-    "stopping-while-held": (any_is("stopping"), SWAP),
-    "starting-while-held": (any_is("starting"), SWAP),
-}
 OLD, NEW = "the replica that goes", "the replica that comes"
 # What dies when. A replica that comes and dies while it starts is a start that fails (`test_targets`, and below).
 CELLS = [
@@ -67,21 +46,15 @@ def test_what_was_begun_is_ended_whoever_dies_in_it(
 ) -> None:
     """From tp2 to pp2, or back."""
     deployed, expected, wanted = other_shape(system, undisturbed)
-    before = names_of(deployed.view())
-    is_time, target = MOMENTS[moment]
-    begun: set[str] = set()
 
-    def repartition() -> None:
-        when_busy(deployed)
-        accepted = deployed.control.set_pools(deployed.model, PoolsTarget(pools={wanted: 1}, reason="test", **target))
-        begun.update(names_of(when(deployed, is_time, "the moment")) - before)
-        dead = kill(system, {OLD: before, NEW: begun}.get(killed, {killed}))
-        until(lambda: not dead.is_running(), f"{killed} is dead")
-        until(lambda: settled(deployed, accepted.version), f"{wanted} serves", timeout_s=240)
+    going = replica_process(system, names_of(deployed.view()))
 
-    found = live_streams.during(deployed.url, live_streams.requests(deployed.model), repartition)
-    if killed == NEW:  # what is new is refused for the moment until it is known that the old one takes it again
-        found = [[answer for answer in answers if not answer.error.startswith("503")] for answers in found]
+    def victim(begun: set[str]) -> psutil.Process:
+        if killed == OLD:
+            return going
+        return replica_process(system, begun) if killed == NEW else system.processes(killed)[0]
+
+    found, begun = lose_amid(deployed, wanted, moment, victim, live_streams.requests(deployed.model))
     live_streams.assert_unnoticed(found, expected)
     after = deployed.view()
     assert shapes_of(after) == [wanted]
@@ -97,12 +70,6 @@ def other_shape(system: System, undisturbed: Undisturbed) -> tuple[Deployed, Any
     return deployed, undisturbed(deployed), "tp2" if is_other else "pp2"
 
 
-def kill(system: System, who: set[str]) -> psutil.Process:
-    """SIGKILL a process of this title, or the process of this replica."""
-    (title,) = who
-    return system.kill(title if title.startswith("ray::") else f"ServeReplica:{title}:replica")
-
-
 @pytest.mark.slow
 def test_a_swap_whose_start_dies_goes_back_while_the_streams_wait(system: System, undisturbed: Undisturbed) -> None:
     deployed, expected, wanted = other_shape(system, undisturbed)
@@ -116,7 +83,7 @@ def test_a_swap_whose_start_dies_goes_back_while_the_streams_wait(system: System
         begun = names_of(when(deployed, any_is("starting"), "the new one starts")) - before
         (name,) = begun
         until(lambda: system.processes(f"ServeReplica:{name}:replica"), "it has a process")
-        kill(system, begun)
+        replica_process(system, begun).kill()
         until(lambda: "rolled-back" in kinds(deployed, newest), "it is rolled back", timeout_s=240)
 
     found = live_streams.during(deployed.url, live_streams.requests(deployed.model), swap)

@@ -10,7 +10,7 @@ import moving_streams
 import psutil
 import pytest
 from running_system import Deployed, until
-from simulated_fleet import System, is_alive, ray_node, reach, seen, settled, shapes_of, when, when_busy
+from simulated_fleet import HEAD, System, is_alive, ray_node, reach, seen, settled, shapes_of, when, when_busy
 
 from deployments.control.wire import FleetView, PoolsTarget
 from deployments.peer import LEASE_S
@@ -19,7 +19,6 @@ pytestmark = pytest.mark.engine
 
 Undisturbed = Callable[[Deployed], Any]
 NOTICED_S = 5.0  # beyond the lease, on a machine that is busy
-HEAD = "node-0"  # has the ingresses and the controllers: with it the whole cluster goes
 
 
 def nodes_of(view: FleetView) -> set[str]:
@@ -32,7 +31,7 @@ def victim_of(deployed: Deployed) -> str:
 
 
 def lose(system: System, node: str) -> None:
-    system.kill_node(node)
+    system.raylet(node).kill()
     until(lambda: not is_alive(node), f"Ray has noticed that {node} is gone")
 
 
