@@ -177,7 +177,7 @@ def _autoscale(arguments: argparse.Namespace, connect: Connect, find_config: Fin
             return _once(autoscaler, ledger, settings)
         _say(f"watching {', '.join(one.model for one in settings.models)} in mode {settings.mode}; Ctrl-C ends it")
         is_over = _ended_by_signals()
-        autoscaler.run(settings.tick_s, lambda length_s: _wait(is_over, length_s), is_over.is_set)
+        autoscaler.run(settings.tick_s, is_over.wait, is_over.is_set)
     return 0
 
 
@@ -186,7 +186,7 @@ def _once(autoscaler: Autoscaler, ledger: Ledger, settings: Settings) -> int:
     autoscaler.release()
     last = [entries[-1] for one in settings.models if (entries := ledger.of(one.model))]
     show(entries_shown(last) if last else "Nothing was decided.")
-    return 0 if last else 1
+    return 0 if any(entry.decision.cause != "blind" for entry in last) else 1
 
 
 def _terms(settings: Settings, directory: Path) -> Terms:
@@ -262,10 +262,6 @@ def _ended_by_signals() -> threading.Event:
     signal.signal(signal.SIGTERM, end)
     signal.signal(signal.SIGINT, end)
     return is_over
-
-
-def _wait(is_over: threading.Event, length_s: float) -> None:
-    is_over.wait(length_s)
 
 
 def _say(sentence: str) -> None:

@@ -38,6 +38,7 @@ def spelled(pools: Pools) -> str:
 class Demand:
     """Requests that arrive, and how long they are. `prefix_hit_rate` is the share of prompt tokens found in a cache.
 
+    Refused requests (429 and 503) have arrived, so a full fleet does not look like one that is asked for less.
     `dispersion` is the variance of the arrivals in a short window over their mean: 1 for independent arrivals.
     """
 
@@ -124,7 +125,7 @@ class Fleet:
     @property
     def gpus(self) -> int:
         """All that the cluster has."""
-        return sum(node.gpus for node in self.cluster.nodes)
+        return self.cluster.gpus
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,7 +135,7 @@ class Observation:
     `ttft_s` and `tpot_s` are at the percentile of the SLO over all answers of the last `window_s`, None without any;
     so is `queue_s`, what requests waited in a replica for a place in its batch, None also where that is short;
     `attainment` is the share of that window's arrivals that kept the SLO, refused ones among those that did not, None
-    where it is not known. `refused_per_s` counts 429 and 503.
+    where it is not known.
     """
 
     at_s: float
@@ -147,7 +148,6 @@ class Observation:
     tpot_s: float | None = None
     queue_s: float | None = None
     attainment: float | None = None
-    refused_per_s: float = 0.0
 
     @property
     def running(self) -> float:

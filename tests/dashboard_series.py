@@ -153,6 +153,7 @@ def of_the_autoscaler() -> tuple[str, str]:
     for _ in range(2):
         metrics.ticked(may_act=True, is_frozen=False)
         metrics.decided(MODEL, decision, entry)
+        metrics.waiting(MODEL, 1)
         metrics.blind(MODEL, "stale")
         metrics.failed(MODEL)
         predicted = Figures(requests_per_s=2, gpus=4, attainment=0.99, ttft_s=0.5, tpot_s=0.02)

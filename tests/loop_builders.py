@@ -138,6 +138,7 @@ class World:
     now_s: float = START_S
     wanted: dict[str, Pools | None] = field(default_factory=dict)
     kind: Kind = "replicas"
+    rules: Rules = field(default_factory=lambda: Rules(slo=SLO))
     hold_cause: Any = "cheapest"
     blind: str | None = None
     rate: float = 2.0
@@ -275,7 +276,7 @@ class Running:
         def advisor(cluster: Cluster, shapes: frozenset[Shape]) -> _Advisor:
             return _Advisor(world, model)
 
-        return Watched(model=model, rules=Rules(slo=SLO), hardware=HARDWARE, observe=observe, advisor=advisor)
+        return Watched(model=model, rules=world.rules, hardware=HARDWARE, observe=observe, advisor=advisor)
 
 
 def world(directory: Path, *models: str) -> World:

@@ -7,6 +7,7 @@ is asked is read off between the points around it, which makes it continuous.
 
 import math
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import lru_cache
 from operator import itemgetter
@@ -18,15 +19,13 @@ from autoscaling.capacity.lattice import Vertex, around
 from autoscaling.capacity.site import Site
 from autoscaling.observation import Demand, Pools
 from placement.shape import Shape
-from placement.workload import Lengths, Slo
+from placement.workload import MAX_MEAN_TOKENS, MAX_SPREAD, Lengths, Slo
 
-_MOST_REPLICAS = 8  # more share their queue no better
+MOST_REPLICAS = 8  # more share their queue no better
 _STEP = math.log(2) / 2  # of lengths
 _FACTOR_STEP = math.log(1.1)
 _LEAST_COMPUTED = 2**-6  # share of prompt tokens; fewer change nothing
-_MOST_TOKENS = 1e8  # that `Lengths` takes
 _SPREAD_STEP = math.log(1.4)  # points are at spreads 0, 0.4, 0.96, 1.74, ...: what can be done bends between
-_MOST_SPREAD = 10.0
 _KEPT_KINDS, _KEPT_ANSWERS = 1_000, 100_000  # the latter are some 100 MB
 
 
@@ -107,8 +106,8 @@ class PlannedPerformance:
 
     def corrected(self, corrections: Corrections) -> "PlannedPerformance":
         """The same with other corrections; what has been computed is shared."""
-        other = object.__new__(PlannedPerformance)
-        other.site, other._corrections, other._answer = self.site, corrections, self._answer
+        other = copy(self)
+        other._corrections = corrections
         return other
 
     def capacity(self, shape: Shape, demand: Demand, slo: Slo, *, replicas: int = 1) -> Capacity:
@@ -119,7 +118,7 @@ class PlannedPerformance:
             demand.prefix_hit_rate,
             demand.dispersion,
             slo,
-            min(max(replicas, 1), _MOST_REPLICAS),
+            min(max(replicas, 1), MOST_REPLICAS),
             known.step_factor if known else 1.0,
         )
         return self._answer(shape, asked)
@@ -190,8 +189,8 @@ def _case(like: _Like, vertex: Vertex) -> Case:
 
 def _lengths(length: int, spread: int) -> Lengths:
     return Lengths(
-        mean_tokens=min(math.exp(length * _STEP), _MOST_TOKENS),
-        spread=min(math.expm1(spread * _SPREAD_STEP), _MOST_SPREAD),
+        mean_tokens=min(math.exp(length * _STEP), MAX_MEAN_TOKENS),
+        spread=min(math.expm1(spread * _SPREAD_STEP), MAX_SPREAD),
     )
 
 

@@ -1,7 +1,7 @@
 """What decisions about one model are priced with: the model, its GPUs, and the shapes that are worth a look."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from placement.clusters.hardware import Cluster, ClusterError
 from placement.clusters.terrain import AS_BUILT, Region, regions
@@ -77,7 +77,7 @@ def site_of(
     """The site of `model` on `cluster`.
 
     Args:
-        shapes: the only ones to consider, such as those that a configured engine allows; None for every shape that
+        shapes: the only ones to consider, such as those that a configured engine allows; with none every shape that
             holds the model and is not outdone by one as small, at most 16.
         constants: None for those that come with the planner, as for `residuals`.
 
@@ -85,27 +85,23 @@ def site_of(
         ClusterError: a GPU that nothing is known of.
         ShapeError: the model cannot be cut into one of `shapes`, or no GPUs here hold it.
     """
-    pair = (constants or fitted.shipped(), residuals or learnt.shipped())
-
-    def with_shapes(shapes: tuple[Shape, ...], places: tuple[Region, ...]) -> Site:
-        return Site(
-            model=model,
-            cluster=cluster,
-            shapes=shapes,
-            regions=places,
-            constants=pair[0],
-            residuals=pair[1],
-            engine=engine,
-            exchange=exchange,
-            kv_bytes_per_element=kv_bytes_per_element,
-            utilisation=utilisation,
-            links=links,
-        )
-
-    given = None if shapes is None else tuple(dict.fromkeys(shapes))
-    found = _asked(with_shapes((), ()), given) if given else _worthwhile(with_shapes((), ()))
+    site = Site(
+        model=model,
+        cluster=cluster,
+        shapes=(),
+        regions=(),
+        constants=constants or fitted.shipped(),
+        residuals=residuals or learnt.shipped(),
+        engine=engine,
+        exchange=exchange,
+        kv_bytes_per_element=kv_bytes_per_element,
+        utilisation=utilisation,
+        links=links,
+    )
+    given = tuple(dict.fromkeys(shapes or ()))
+    found = _asked(site, given) if given else _worthwhile(site)
     ordered = sorted(found, key=lambda shape: (shape.gpus, str(shape)))
-    return with_shapes(tuple(ordered), tuple(found[shape] for shape in ordered))
+    return replace(site, shapes=tuple(ordered), regions=tuple(found[shape] for shape in ordered))
 
 
 def _asked(site: Site, shapes: Sequence[Shape]) -> dict[Shape, Region]:

@@ -72,11 +72,6 @@ class Transition:
         last = self.stages[-1].serving
         return next(stage.from_s for stage in self.stages if stage.serving == last)
 
-    @property
-    def most_gpus(self) -> int:
-        """Held at once."""
-        return max(stage.gpus for stage in self.stages)
-
 
 def transition(
     serving: Pools, target: Pools, *, gpus: int, times: Times, floor: float, islands: Islands | None = None

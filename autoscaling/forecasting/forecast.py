@@ -9,10 +9,10 @@ import numpy as np
 from autoscaling.forecasting.combination import Projection, project
 from autoscaling.observation import Array, Demand, History
 from placement import Lengths
+from placement.workload import MAX_MEAN_TOKENS
 
 # Below this a step is mostly noise, and a burst of a few seconds would be a step of its own.
 _SHORTEST_STEP_S = 60.0
-_MOST_TOKENS = 1e8  # of one request, as `Lengths` has it
 _DAY_S = 86_400.0
 _SEASON_NAMES = {_DAY_S: "yesterday", 7 * _DAY_S: "last week"}
 
@@ -132,7 +132,7 @@ def _seen(tokens: Array, requests: Array) -> tuple[float, float]:
     """The least and the most tokens per request that a step had."""
     served = np.isfinite(tokens) & (requests > 0)
     ratios = tokens[served] / requests[served]
-    return (float(ratios.min()), float(ratios.max())) if len(ratios) else (0.0, _MOST_TOKENS)
+    return (float(ratios.min()), float(ratios.max())) if len(ratios) else (0.0, MAX_MEAN_TOKENS)
 
 
 def _consistent(requests: Array, tokens: Sequence[Array], ranges: Sequence[tuple[float, float]]) -> Rates:
@@ -154,7 +154,8 @@ def _demand(rates: Rates, steps: slice, like: Demand) -> Demand:
 
     def lengths(tokens: Array, of: Lengths) -> Lengths:
         mean = float(tokens[steps].max()) / requests if requests > 0 else of.mean_tokens
-        return Lengths(mean_tokens=max(1.0, mean), spread=of.spread)
+        # Tokens are those of answers: of a queue that is worked off there are many to next to no arrivals.
+        return Lengths(mean_tokens=min(max(1.0, mean), MAX_MEAN_TOKENS), spread=of.spread)
 
     return Demand(
         requests_per_s=requests,

@@ -132,7 +132,7 @@ def outcome_fact(number: int, outcome: Outcome, *, at_s: float) -> dict[str, Any
 def add_fact(entries: dict[int, Entry], fact: Mapping[str, Any]) -> None:
     """One more fact about `entries`, by number. A fact about a number whose decision is gone says nothing any more.
 
-    Raises `KeyError`, `TypeError` or `ValueError` for what is no fact, and then changes nothing.
+    Raises `KeyError`, `TypeError`, `ValueError` or `AttributeError` for what is no fact, and then changes nothing.
     """
     number = int(fact["number"])
     if fact["fact"] == "decision":
@@ -180,7 +180,7 @@ def decision_json(decision: Decision) -> dict[str, Any]:
 
 
 def decision_from(document: Mapping[str, Any]) -> Decision:
-    """What `decision_json` wrote. Raises `KeyError`, `TypeError` or `ValueError` for anything else."""
+    """What `decision_json` wrote. Raises as `add_fact` for anything else."""
     expected = document["expected"]
     return Decision(
         at_s=float(document["at_s"]),

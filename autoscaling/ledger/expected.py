@@ -32,7 +32,7 @@ class Expectations:
         self._tabled = lru_cache(maxsize=16)(lambda shape, workload: _table(site, shape, workload))
 
     def figures(self, pools: Pools, demand: Demand, performance: Performance, corrections: Corrections) -> Figures:
-        """What `pools` should bring for a demand; without any demand there are no times.
+        """What `pools` should bring for a demand; without any, or where they cannot answer it, there are no times.
 
         `performance` is the one that `corrections` went into.
         """
@@ -41,9 +41,9 @@ class Expectations:
             gpus=gpus_of(pools),
             attainment=performance.attainment(pools, demand, self._slo),
         )
-        if not pools or demand.requests_per_s <= 0:
+        shares = self._shares(pools, demand, performance) if demand.requests_per_s > 0 else {}
+        if not shares:
             return found
-        shares = self._shares(pools, demand, performance)
         times = [
             (*self._times(shape, rate, pools[shape], demand, corrections.get(shape, Correction())), rate)
             for shape, rate in shares.items()
@@ -70,14 +70,14 @@ class Expectations:
         return (pool.running / pool.requests_per_s) / _residence_s(table, running, demand)
 
     def _shares(self, pools: Pools, demand: Demand, performance: Performance) -> Mapping[Shape, float]:
-        """Requests per second of each pool: replicas get what they are able to answer."""
+        """Requests per second of each pool that can answer any: replicas get what they are able to answer."""
         total = sum(pools.values())
         able = {
             shape: performance.capacity(shape, demand, self._slo, replicas=total).saturation_per_s * replicas
             for shape, replicas in pools.items()
         }
         most = math.fsum(able.values())
-        return {shape: demand.requests_per_s * rate / most for shape, rate in able.items()} if most else {}
+        return {shape: demand.requests_per_s * rate / most for shape, rate in able.items() if rate}
 
     def _times(
         self, shape: Shape, requests_per_s: float, replicas: int, demand: Demand, correction: Correction

@@ -48,7 +48,7 @@ def read_ledger(directory: Path, *, last: int = 100, number: int | None = None) 
     for place, line in lines:
         try:
             add_fact(entries, json.loads(line))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             troubles.append(f"{place} is left out: it is no fact of a ledger ({error}).")
     first = number if number is not None else min([*entries][-last:], default=0)
     kept = {known: entry for known, entry in entries.items() if known >= first}
@@ -93,8 +93,8 @@ class Ledger:
         self._write(decision_fact(entry))
         self._next_number += 1
         self.entries[entry.number] = entry
-        while len(self.entries) > _REMEMBERED and self._oldest().is_judged:
-            del self.entries[self._oldest().number]
+        if len(self.entries) > _REMEMBERED:
+            self._forget_one()
         return entry
 
     def move(self, entry: Entry, state: State, *, at_s: float, why: str = "", by: str = "") -> Entry:
@@ -114,8 +114,11 @@ class Ledger:
         self.entries[entry.number] = changed = after(self.entries[entry.number], fact)
         return changed
 
-    def _oldest(self) -> Entry:
-        return next(iter(self.entries.values()))
+    def _forget_one(self) -> None:
+        """The oldest that is judged; another may never be, such as a change of a model that is watched no more."""
+        oldest = next((number for number, entry in self.entries.items() if entry.is_judged), None)
+        if oldest is not None:
+            del self.entries[oldest]
 
     def _write(self, fact: Mapping[str, Any]) -> None:
         path = self._directory / FILE

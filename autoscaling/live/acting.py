@@ -71,17 +71,17 @@ class Actor:
             if decision.cause != "blind":  # of what is not seen now nothing is known, so a proposal stands
                 self._withdraw(seen, decision)
             return self._note(seen, decision)
+        self._withdraw(seen, decision)
         if self._mode == "advise":
             return self._note(seen, decision)
         if self._mode == "approve":
             return self._propose(seen, fleet, decision)
-        self._withdraw(seen, decision)
         failed = self._failed_before(seen, decision)
         if failed is None:
             entry = self._open(seen, decision, "trying")
             self._say(_sentence(entry))
             return self._try(entry, fleet, seen.at_s)
-        if seen.at_s - failed.since_s < RETRY_S:
+        if 0 <= seen.at_s - failed.since_s < RETRY_S:  # below 0 the clock was set back
             return None
         return self._try(self._move(failed, "trying", seen.at_s), fleet, seen.at_s)
 
@@ -98,7 +98,6 @@ class Actor:
         )
 
     def _propose(self, seen: Seen, fleet: Fleet, decision: Decision) -> Entry | None:
-        self._withdraw(seen, decision)
         approved = next(iter(self._in_state(seen.model, "approved")), None)
         waiting = approved or next(iter(self._in_state(seen.model, "waiting")), None)
         if waiting is None:

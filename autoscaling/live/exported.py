@@ -31,6 +31,7 @@ class Metrics:
         )
         self._acts = self._gauge("holds_lease", "1 where this autoscaler is the one that may act")
         self._frozen = self._gauge("frozen", "1 where a person has said that nothing shall change")
+        self._waiting = self._gauge("waiting_proposals", "Proposals that wait for a person to answer", "model")
         self._factor = self._gauge("step_factor", "Learnt correction of the step times of a shape", "model", "shape")
         self._figures = {
             what: {
@@ -51,6 +52,8 @@ class Metrics:
         self._ticked.set_to_current_time()
         self._acts.set(may_act)
         self._frozen.set(is_frozen)
+        if not may_act:
+            self._waiting.clear()  # an answer would do nothing while it stands by
 
     def decided(self, model: str, decision: Decision, entry: Entry | None) -> None:
         """A tick of one model; `entry` is what it wrote or moved, if anything."""
@@ -62,6 +65,10 @@ class Metrics:
             self._decisions.labels(model, decision.kind, decision.cause).inc()
         if entry is not None and entry.state != "noted":
             self._actions.labels(model, entry.state).inc()
+
+    def waiting(self, model: str, proposals: int) -> None:
+        """How many proposals for a model wait for an answer, 0 included."""
+        self._waiting.labels(model).set(proposals)
 
     def blind(self, model: str, kind: str) -> None:
         """Nothing is known of a model."""

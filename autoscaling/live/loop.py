@@ -122,13 +122,14 @@ class Autoscaler:
         self._keep_learnt()
         self._bulletin.post({steward.watched.model: steward.watched.rules.slo for steward in self._stewards})
 
-    def run(self, tick_s: float, sleep: Callable[[float], None], is_over: Callable[[], bool]) -> None:
-        """Tick until it is over, then let another autoscaler take over at once."""
+    def run(self, tick_s: float, sleep: Callable[[float], object], is_over: Callable[[], bool]) -> None:
+        """Tick every `tick_s` until it is over, then let another autoscaler take over at once."""
         try:
             while not is_over():
                 begun_s = self._now()
                 self.tick()
-                sleep(max(0.0, begun_s + tick_s - self._now()))
+                # The clock may have been set back meanwhile, and nobody would watch for as long.
+                sleep(min(tick_s, max(0.0, begun_s + tick_s - self._now())))
         finally:
             self.release()
 
@@ -167,6 +168,8 @@ class Autoscaler:
             write_learnt(self._terms.directory, {steward.watched.model: steward.learnt for steward in self._stewards})
         except OSError as error:
             self._say_once("learnt", f"What was learnt cannot be kept in {self._terms.directory} ({error.strerror}).")
+        else:
+            self._say_once("learnt", "")
 
     def _say_once(self, about: str, sentence: str) -> None:
         """Say what is wrong when it begins, not with every tick."""

@@ -15,7 +15,9 @@ from autoscaling.live.acting import Actor, Seen
 from autoscaling.live.exported import Metrics
 from autoscaling.live.fleet_client import Overview, cluster_of, fleet_of
 from autoscaling.observation import Blind, Demand, Fleet, Observation, PoolLoad, Pools
+from autoscaling.policy.decide import unseen
 from autoscaling.policy.memory import Memory
+from autoscaling.policy.options import bounds
 from autoscaling.policy.rules import Rules
 from placement import Cluster, Shape
 
@@ -119,28 +121,45 @@ class Steward:
     def _decide(
         self, observation: Observation | Blind, fleet: Fleet | None, starts_s: Mapping[Shape, float], *, is_frozen: bool
     ) -> None:
-        model, advisor = self.watched.model, self._advisor
+        model, at_s = self.watched.model, observation.at_s
         if isinstance(observation, Blind):
             self._metrics.blind(model, observation.kind)
-        if advisor is None:  # nothing was ever seen of this model
-            return
         rules = replace(self.watched.rules, frozen=self.watched.rules.frozen or is_frozen)
-        decision, memory = advisor.decide(
-            observation, self.learnt.memory, rules, corrections=self.learnt.corrections, starts_s=starts_s
-        )
-        self.learnt = replace(self.learnt, memory=memory)
-        back = revert(self._ledger.of(model), fleet, observation.at_s) if fleet else None
-        if back is not None and not rules.frozen and not self._actor.is_rejected(model, back, observation.at_s):
-            decision = back
-        seen = Seen(model=model, at_s=observation.at_s, fleet=fleet, basis=self._basis(advisor, fleet, decision))
+        decision = self._decision(observation, rules, starts_s)
+        if fleet is not None:
+            decision = self._way_back(fleet, rules, at_s) or decision
+        seen = Seen(model=model, at_s=at_s, fleet=fleet, basis=self._basis(fleet, decision))
         entry = self._actor.handle(seen, decision)
         self._metrics.decided(model, decision, entry)
+        self._metrics.waiting(model, sum(one.state == "waiting" for one in self._ledger.of(model)))
 
-    def _basis(self, advisor: Advisor, fleet: Fleet | None, decision: Decision) -> Basis | None:
-        """How far off the model is now; only a change is ever compared with what was before it."""
-        if fleet is None or decision.kind == "hold":
+    def _decision(self, observation: Observation | Blind, rules: Rules, starts_s: Mapping[Shape, float]) -> Decision:
+        """The policy's, which remembers it."""
+        memory, corrections = self.learnt.memory, self.learnt.corrections
+        if self._advisor is None:
+            assert isinstance(observation, Blind), "what is seen has a fleet, and that an advisor"
+            decision, memory = unseen(observation, memory)
+        else:
+            decision, memory = self._advisor.decide(
+                observation, memory, rules, corrections=corrections, starts_s=starts_s
+            )
+        self.learnt = replace(self.learnt, memory=memory)
+        return decision
+
+    def _way_back(self, fleet: Fleet, rules: Rules, at_s: float) -> Decision | None:
+        """From a repartition that did worse, within the rules: else it would be asked for in vain, and nothing else."""
+        model = self.watched.model
+        back = revert(self._ledger.of(model), fleet, at_s)
+        if back is None or self._actor.is_rejected(model, back, at_s):
             return None
-        corrections = self.learnt.corrections
+        may_change = rules.is_in_window(at_s) and not rules.frozen
+        return back if may_change and bounds(rules, fleet.gpus).allow(back.target) else None
+
+    def _basis(self, fleet: Fleet | None, decision: Decision) -> Basis | None:
+        """How far off the cost model is now; only a change is ever compared with what was before it."""
+        advisor, corrections = self._advisor, self.learnt.corrections
+        if advisor is None or fleet is None or decision.kind == "hold":
+            return None
         return basis_of(
             fleet.serving, self._settling.now, lambda pools, demand: advisor.figures(pools, demand, corrections)
         )

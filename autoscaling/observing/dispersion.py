@@ -19,12 +19,12 @@ def index_of_dispersion(counts: Array) -> float:
     of independent arrivals it is 1 within 0.24 (one standard error).
     """
     changes, sums = np.diff(counts), counts[1:] + counts[:-1]
-    known = np.isfinite(changes) & (sums > 0)
-    pairs = int(np.isfinite(changes).sum())
-    if pairs < _FEWEST_PAIRS or np.nansum(counts) < _FEWEST_ARRIVALS:
+    pairs, known = int(np.isfinite(changes).sum()), np.isfinite(changes) & (sums > 0)
+    telling = int(known.sum())  # none, where all arrivals are between two holes
+    if not telling or pairs < _FEWEST_PAIRS or np.nansum(counts) < _FEWEST_ARRIVALS:
         return 1.0
-    terms = np.sort(changes[known] ** 2 / sums[known])[: max(1, int(known.sum()) - _LEFT_OUT)]
-    return float(terms.sum() / _sum_without_largest(int(known.sum())))
+    terms = np.sort(changes[known] ** 2 / sums[known])[: max(1, telling - _LEFT_OUT)]
+    return float(terms.sum() / _sum_without_largest(telling))
 
 
 def _sum_without_largest(count: int) -> float:

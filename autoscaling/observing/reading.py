@@ -113,7 +113,6 @@ def _observed(
         tpot_s=_only(parts, queries.TPOT),
         queue_s=_only(parts, queries.QUEUE),
         attainment=_attainment(parts, slo, seen.window_s),
-        refused_per_s=total(parts, queries.REFUSED),
     )
 
 

@@ -38,7 +38,7 @@ def decide(
         times: how long changes take.
     """
     if isinstance(observation, Blind):
-        return _blind(observation, memory)
+        return unseen(observation, memory)
     passed_s = memory.passed_s(observation.at_s, observation.window_s)
     memory = counted(memory.seeing(observation, rules.lookback_s), observation, rules, passed_s)
     lopsided = imbalance(observation)
@@ -75,8 +75,8 @@ def decide(
     return _decision(observation, choice, held, plan, Reasons(observation, lopsided, plan, estimates, rules)), memory
 
 
-def _blind(blind: Blind, memory: Memory) -> tuple[Decision, Memory]:
-    """Hold, and let no time pass for what speaks for a change."""
+def unseen(blind: Blind, memory: Memory) -> tuple[Decision, Memory]:
+    """The decision where nothing is known: hold, and let no time pass for what speaks for a change."""
     target = memory.desired or {}
     decision = Decision(at_s=blind.at_s, kind="hold", cause="blind", target=target, reason=f"{blind.kind}: {blind.why}")
     return decision, replace(memory, seen_s=None)

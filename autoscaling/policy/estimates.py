@@ -6,11 +6,10 @@ Replicas that have been seen doing worse than the model says count for less, by 
 import math
 from collections.abc import Iterable, Mapping
 
-from autoscaling.capacity.performance import Capacity, Performance
+from autoscaling.capacity.performance import MOST_REPLICAS, Capacity, Performance
 from autoscaling.observation import Demand, Pools
 from placement import Shape, Slo
 
-_MOST_TOTAL = 8  # more replicas share their queues no better
 _ROUNDING = 1e-9
 # Unlike replicas do not get just what each can take: in simulations pools of two shapes keep the SLO up to 70 to 75 %
 # of the sum of what they can, pools of one up to 90 to 95 %.
@@ -34,7 +33,7 @@ class Estimates:
 
     def capacity(self, shape: Shape, demand: Demand, total: int) -> Capacity:
         """Of one replica of `shape` in a fleet of `total` replicas, as the model has it."""
-        total = min(max(total, 1), _MOST_TOTAL)
+        total = min(max(total, 1), MOST_REPLICAS)
         key = (shape, total, demand.input_tokens.mean_tokens, demand.output_tokens.mean_tokens)
         known = self._known.get(key)
         if known is None:

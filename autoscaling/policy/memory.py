@@ -110,6 +110,8 @@ class Memory:
         """
         fleet, at_s = observation.fleet, observation.at_s
         change, regrets, regretted_gpus = self.change, self.regrets, self.regretted_gpus
+        if change is not None and change.at_s > at_s:  # a clock that was set back must not lengthen a cooldown
+            change = replace(change, at_s=at_s)
         if self.desired is not None and fleet.desired != self.desired:
             if change is not None and gpus_of(change.after) < gpus_of(change.before):
                 soon = at_s - change.at_s < soon_s

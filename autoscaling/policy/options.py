@@ -41,10 +41,21 @@ class Bounds:
 
     def allow(self, pools: Pools) -> bool:
         """Whether a fleet may be so."""
+        return not any(self._beyond(pools))
+
+    def are_nearer(self, pools: Pools, before: Pools) -> bool:
+        """Whether a fleet is less far outside than the one before, and in no respect farther."""
+        pairs = list(zip(self._beyond(pools), self._beyond(before), strict=True))
+        return all(now <= then for now, then in pairs) and any(now < then for now, then in pairs)
+
+    def _beyond(self, pools: Pools) -> tuple[int, int, int, int]:
+        """By how much a fleet is outside: GPUs too few and too many, replicas too few, shapes too many."""
+        gpus, replicas = gpus_of(pools), sum(pools.values())
         return (
-            self.min_gpus <= gpus_of(pools) <= self.max_gpus
-            and sum(pools.values()) >= self.min_replicas
-            and len(pools) <= self.max_shapes
+            max(0, self.min_gpus - gpus),
+            max(0, gpus - self.max_gpus),
+            max(0, self.min_replicas - replicas),
+            max(0, len(pools) - self.max_shapes),
         )
 
     def allow_change(self, before: Pools, after: Pools) -> bool:
@@ -107,11 +118,14 @@ def options(
         if shape not in current:
             found += _beside(shape, current, need, estimates, limits)
     distinct = {tuple(pools.items()): pools for pools in found}
-    candidates = (Candidate(kind=kind_of(current, pools), pools=pools) for pools in distinct.values())
+    every = (Candidate(kind=kind_of(current, pools), pools=pools) for pools in distinct.values())
+    candidates = [one for one in every if limits.repartition or one.kind != "repartition"]
+    # Bounds that are farther away than one change may go are approached step by step.
+    in_steps = not any(limits.allow(one.pools) and limits.allow_change(current, one.pools) for one in candidates)
     return tuple(
         one
         for one in candidates
-        if one.kind == "hold" or (limits.allow(one.pools) and (limits.repartition or one.kind == "replicas"))
+        if one.kind == "hold" or limits.allow(one.pools) or (in_steps and limits.are_nearer(one.pools, current))
     )
 
 
@@ -159,10 +173,10 @@ def _fewer(
     if needed is None:
         needed = present  # it goes only where there is too much
     stoppable = present if limits.max_change_gpus is None else limits.max_change_gpus // shape.gpus
-    fewest = max(needed, limits.fewest(shape, others), present - stoppable)
     allowed = min(present, limits.most(shape, others))
-    for replicas in dict.fromkeys((min(fewest, allowed), allowed if allowed < present else present - 1)):
-        if min(fewest, allowed) <= replicas < present:
+    fewest = max(min(max(needed, limits.fewest(shape, others)), allowed), present - stoppable)
+    for replicas in dict.fromkeys((fewest, allowed if allowed < present else present - 1)):
+        if fewest <= replicas < present:
             yield _with(others, shape, replicas)
 
 

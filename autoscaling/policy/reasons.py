@@ -37,7 +37,7 @@ class Reasons:
             kind=choice.winner.kind,
             pools=choice.winner.pools,
             price=choice.winner.price,
-            why=f"{self.of_choice(choice)}",
+            why=self.of_choice(choice),
         )
         lost = (
             Option(
@@ -79,7 +79,7 @@ class Reasons:
 
     def _enough(self, offer: Offer) -> str:
         rate = self._outlook.expected.requests_per_s
-        return f"{_fleet(offer.pools)} keep the SLO for {rate:.3g} requests/s at {_load(offer.load)} of what they can"
+        return f"{spelled(offer.pools)} keep the SLO for {rate:.3g} requests/s at {_load(offer.load)} of what they can"
 
     def _nearest_loser(self, choice: Choice) -> str:
         """What would have saved most, and why it was not to be."""
@@ -95,7 +95,7 @@ class Reasons:
             return "Nothing runs and requests come"
         sentence = self._incapable(hold.pools, self._hardest(hold.pools))
         if sentence is None:
-            return f"{spelled(hold.pools)} {self._too_little(hold)}"
+            return self._why_too_little(hold)
         widest = next(iter(hold.pools))
         others = [shape for shape in winner.pools if shape not in hold.pools]
         if not others:
@@ -112,7 +112,7 @@ class Reasons:
     def _least_bad(self, choice: Choice) -> str:
         hold, winner = choice.hold, choice.winner
         budget = self._budget()
-        trouble = f"{self._incapable(hold.pools, self._hardest(hold.pools)) or self._why_too_little(hold)}"
+        trouble = self._incapable(hold.pools, self._hardest(hold.pools)) or self._why_too_little(hold)
         if choice.is_hold:
             return f"{trouble}. Nothing within {budget} GPUs keeps the SLO, and nothing gains enough to change."
         return (
@@ -220,11 +220,7 @@ class Reasons:
         saturation = self._estimates.saturation_per_s(pools, asked.demand) if shape in pools else 0.0
         if saturation <= 0:
             return f"with {shape} even for a request that is alone"
-        return f"at {_load(asked.demand.requests_per_s / saturation)} of what {_fleet(pools)} can answer"
-
-
-def _fleet(pools: Pools) -> str:
-    return spelled(pools)
+        return f"at {_load(asked.demand.requests_per_s / saturation)} of what {spelled(pools)} can answer"
 
 
 def _lengths(asked: Asked) -> str:

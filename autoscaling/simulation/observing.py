@@ -18,11 +18,11 @@ from autoscaling.simulation.fleet import Fleet
 from autoscaling.simulation.records import REFUSED, Records
 from autoscaling.simulation.scenario import Scenario
 from placement import Cluster, Lengths, Shape, Slo
+from placement.workload import MAX_SPREAD
 
 # Before the first answer; as `autoscaling.observing.reading` takes it.
 _UNKNOWN = Lengths(mean_tokens=512, spread=1.0), Lengths(mean_tokens=128, spread=1.0)
 _ENOUGH = 30  # answers; where the window has fewer, older ones tell how long requests are
-_MOST_SPREAD = 10.0
 _DISPERSION_S, _BIN_S = 1800.0, 30.0
 
 Flags = npt.NDArray[np.bool_]
@@ -136,7 +136,6 @@ class Observer:
             ttft_s=at_percentile(ttft_s, scenario.slo.percentile),
             tpot_s=at_percentile(tpot_s, scenario.slo.percentile),
             attainment=good / known if known else None,
-            refused_per_s=refused / window_s,
         )
 
     def _history(self, seen_s: float) -> History:
@@ -233,7 +232,7 @@ def _lengths(tokens: Array, unknown: Lengths) -> Lengths:
     if not len(tokens):
         return unknown
     mean = float(tokens.mean())
-    return Lengths(mean_tokens=mean, spread=min(_MOST_SPREAD, float(tokens.std()) / mean))
+    return Lengths(mean_tokens=mean, spread=min(MAX_SPREAD, float(tokens.std()) / mean))
 
 
 def _dispersion(arrivals_s: Array, seen_s: float) -> float:

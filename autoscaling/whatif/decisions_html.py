@@ -141,5 +141,6 @@ def _pools(pools: Mapping[str, int]) -> str:
 def _for(seconds: float) -> str:
     """A length of time, short."""
     if seconds >= 3600:
-        return f"{int(seconds // 3600)} h {round(seconds % 3600 / 60):02d} min"
+        hours, minutes = divmod(round(seconds / 60), 60)
+        return f"{hours} h {minutes:02d} min"
     return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"

@@ -16,12 +16,12 @@ from autoscaling.whatif import asking
 from autoscaling.whatif.asking import Rows, answered, named, over_time, summed
 from autoscaling.whatif.past import WINDOW_S, Answers, Habits, Origin, Past, PastError, Ran, unknown_steps
 from placement import Shape, ShapeError, Slo
+from placement.workload import MAX_SPREAD
 
 MOST_SINCE_S = 14 * 86_400.0
 MOST_UNKNOWN = 0.2  # share of the steps; of more, what fills the gaps would be the story
 _ENOUGH = 30  # ended requests of a window, before it says how far lengths spread
 _BEYOND = 2.5  # times the highest bound, as `histograms` takes the unbounded bucket to end
-_MOST_SPREAD = 10.0
 _ENDED = (
     queries.TTFT_BUCKETS,
     queries.TPOT_BUCKETS,
@@ -187,10 +187,10 @@ def _habits(rows: Rows, of_buckets: Query, of_sum: Query, count: int) -> Habits:
     tokens = np.nan_to_num(summed(rows, of_sum, count))
     spreads = np.full(count, np.nan)
     for window in np.flatnonzero(ended * WINDOW_S >= _ENOUGH):
-        spreads[window] = min(_MOST_SPREAD, spread(_at(buckets, window), tokens[window] / ended[window]))
+        spreads[window] = min(MAX_SPREAD, spread(_at(buckets, window), tokens[window] / ended[window]))
     whole = {bound: float(np.nansum(row)) for bound, row in buckets.items()}
     mean = float(tokens.sum() / ended.sum()) if ended.sum() else 0.0
-    return Habits(spreads=spreads, spread=min(_MOST_SPREAD, spread(whole, mean)), most_tokens=_longest(whole))
+    return Habits(spreads=spreads, spread=min(MAX_SPREAD, spread(whole, mean)), most_tokens=_longest(whole))
 
 
 def _longest(whole: Mapping[float, float]) -> float:
@@ -225,11 +225,16 @@ def _prefix_hit_rate(rows: Rows, origin: str) -> float:
 
 
 def _dispersion(ask: Ask, model: str, history: History, scrape_interval_s: float) -> float:
-    """Over all the time, or its end, in the windows that `observing.past` looks at for the last half hour."""
+    """Over all the time, or its end, in the windows that `observing.past` looks at for the last half hour.
+
+    1 where these are so long that there are next to none.
+    """
     step_s = 2 * scrape_interval_s
     newest = answered(ask(Moment(promql=queries.NEWEST.text(model=model, window_s=step_s), at_s=history.end_s)))
     end_s = (newest[0].value if newest else history.end_s) - scrape_interval_s / 2
     count = min(MAX_POINTS, math.floor(len(history.requests_per_s) * history.step_s / step_s) - 1)
+    if count < 1:
+        return 1.0
     text = queries.ARRIVALS.text(model=model, window_s=step_s + scrape_interval_s)
     span = Span(promql=text, start_s=end_s - (count - 1) * step_s, end_s=end_s, step_s=step_s)
     counts = np.full(count, np.nan)

@@ -30,8 +30,9 @@ def page(study: Study) -> str:
     first, second = verdict(study)
     text = {
         "model": study.model,
-        "verdict": first,
-        "others": second,
+        # A percent sign stays with its number where a line ends.
+        "verdict": first.replace(" %", "\u00a0%"),
+        "others": second.replace(" %", "\u00a0%"),
         "target": goal(study.slo),
         "clock": "UTC" if study.past else "hours since the first request",
     }

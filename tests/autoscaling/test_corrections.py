@@ -3,7 +3,7 @@ import math
 
 import numpy as np
 import pytest
-from autoscaling_builders import TP4, TP8, demand, performance, site, slo
+from autoscaling_builders import TP2, TP4, TP8, demand, performance, site, slo
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -122,6 +122,15 @@ def test_expected_times_are_those_of_the_corrected_model() -> None:
     assert corrected_.tpot_s is not None
     assert corrected_.tpot_s > 1.4 * plain.tpot_s
     assert (plain.gpus, plain.requests_per_s) == (8, 2.0)
+
+
+def test_pools_that_cannot_answer_have_no_times_and_get_no_requests() -> None:
+    expectations, asked = Expectations(site(), slo()), demand(0.1, 20_000, spread=0.0)
+    none = expectations.figures({TP2: 1}, asked, performance(), {})
+    assert (none.attainment, none.ttft_s, none.tpot_s) == (0.0, None, None)
+    alone, beside = (expectations.figures(of, asked, performance(), {}) for of in ({TP4: 1}, {TP2: 1, TP4: 1}))
+    assert alone.ttft_s is not None
+    assert beside.ttft_s == pytest.approx(alone.ttft_s)
 
 
 def test_without_demand_there_are_no_times() -> None:

@@ -35,3 +35,4 @@ def test_holes_are_passed_over_and_too_little_says_nothing() -> None:
     assert index_of_dispersion(np.full(60, np.nan)) == 1
     assert index_of_dispersion(np.zeros(60)) == 1
     assert index_of_dispersion(np.array([5.0, 40.0, 3.0])) == 1
+    assert index_of_dispersion(np.array([0.0] * 12 + [np.nan, 40.0, np.nan])) == 1

@@ -260,3 +260,18 @@ def test_the_public_conversation_trace_is_covered():
         found = _ahead(rates[:end], minutes=5, quantile=0.97)
         truth = rates[end : end + 5]
         assert truth.max() <= found.quantile.requests_per_s.max() < 2.5 * truth.max()
+
+
+def test_a_queue_that_is_worked_off_without_arrivals_makes_no_lengths_that_cannot_be():
+    """Ten minutes in which one request came and a large fleet answered as if there were thousands."""
+    requests, answered = np.full(120, 5.0), np.full(120, 5.0)
+    requests[80:90], requests[90:], answered[80:90] = 1 / 60, 0.0, 20_000.0
+    drained = replace(
+        _history(requests),
+        answered_per_s=answered,
+        input_tokens_per_s=answered * 5000,
+        output_tokens_per_s=answered * 500,
+    )
+    found = forecast(drained, horizon_s=600, quantile=0.9)
+    for at_s in (60, 300, 600):
+        assert found.demand_at(at_s, _LIKE, quantile=True).input_tokens.mean_tokens <= 1e8

@@ -102,7 +102,15 @@ def test_a_torn_last_line_is_told_and_costs_only_itself(
 
 @pytest.mark.parametrize(
     "line",
-    ["nonsense", "{}", "[]", "3", '{"fact": "song", "number": 1}', '{"fact": "state", "number": 1, "state": "asleep"}'],
+    [
+        "nonsense",
+        "{}",
+        "[]",
+        "3",
+        '{"fact": "song", "number": 1}',
+        '{"fact": "state", "number": 1, "state": "asleep"}',
+        '{"fact": "decision", "number": 2, "at_s": 1, "model": "m", "mode": "auto", "version": 3, "before": null}',
+    ],
 )
 def test_a_line_that_is_no_fact_is_told_and_left_out(tmp_path: Path, line: str) -> None:
     with Ledger(tmp_path) as ledger:
@@ -154,6 +162,18 @@ def test_an_entry_that_was_put_aside_can_still_be_judged(tmp_path: Path) -> None
             opened(ledger)
         ledger.judge(entry, OUTCOME, at_s=START_S)
     assert read_ledger(tmp_path, number=1).entries[1].outcome == OUTCOME
+
+
+def test_a_change_that_is_never_judged_does_not_keep_all_that_came_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its model may be watched no more."""
+    monkeypatch.setattr("autoscaling.ledger.ledger._REMEMBERED", 5)
+    with Ledger(tmp_path) as ledger:
+        ledger.move(opened(ledger, model="gone"), "acted", at_s=START_S)
+        for _ in range(20):
+            opened(ledger, state="noted")
+        assert list(ledger.entries) == [1, 18, 19, 20, 21]
 
 
 def test_nothing_was_written_yet(tmp_path: Path) -> None:

@@ -1,4 +1,7 @@
+from dataclasses import replace
+from datetime import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from control_builders import MODEL
@@ -6,6 +9,8 @@ from loop_builders import SETTLE_S, TICK_S, Running, World, pools, story, world
 
 from autoscaling.ledger.ledger import Ledger, LedgerError, read_ledger
 from autoscaling.live.approvals import Answer, Freeze, answer, freeze, thaw
+from autoscaling.observation import Pools
+from autoscaling.policy.rules import Window
 from deployments.control.wire import LeaseRequest
 
 ONE, TWO, WIDE = pools("1 x tp2"), pools("2 x tp2"), pools("1 x tp4")
@@ -128,6 +133,15 @@ def test_a_model_that_is_not_served_is_blindness(tmp_path: Path) -> None:
     assert entries[-1].decision.reason == f"The control API knows no model {MODEL}."
 
 
+def test_a_model_that_was_never_served_is_told_too(tmp_path: Path) -> None:
+    """Its name may be a mistake in the settings."""
+    here = world(tmp_path)
+    with Running(here) as running:
+        del here.fleet.views[MODEL]
+        assert story(running.tick(2)) == [("blind", "noted")]
+    assert [one for one in here.said if one.endswith(f"The control API knows no model {MODEL}.")]
+
+
 def test_what_does_not_fit_is_told_and_tried_again_later(tmp_path: Path) -> None:
     here = world(tmp_path)
     here.wanted = {MODEL: pools("9 x tp2")}
@@ -138,6 +152,9 @@ def test_what_does_not_fit_is_told_and_tried_again_later(tmp_path: Path) -> None
         running.tick(5)
         assert len(here.fleet.entries) == 2  # asked again a minute later, under the same number
         assert len(running.ledger.entries) == 1
+        here.now_s -= 3600  # and not an hour later, where the clock is set back
+        running.tick()
+        assert len(here.fleet.entries) == 3
 
 
 def test_a_fleet_that_somebody_else_changed_is_looked_at_anew(tmp_path: Path) -> None:
@@ -230,6 +247,22 @@ def test_frozen_not_even_a_regretted_repartition_is_reverted(tmp_path: Path) -> 
         assert here.asked == [{"tp4": 1}, {"tp2": 1}]
 
 
+@pytest.mark.parametrize("limit", [{"min_gpus": 4}, {"windows": (Window(opens=time(2), closes=time(4)),)}])
+def test_the_way_back_keeps_to_the_rules(tmp_path: Path, limit: dict[str, Any]) -> None:
+    """It would be asked for again and again, and nothing else be done: a bound may be new, or another model have its
+    GPUs."""
+    here = world(tmp_path)
+    with Running(here) as running:
+        regretted(here, running)
+    here.rules = replace(here.rules, **limit)
+    with Running(here) as running:
+        entries = running.tick(SETTLED)
+        assert [entry.outcome.is_regretted for entry in entries if entry.outcome] == [True]
+        here.wanted, here.kind = {MODEL: pools("2 x tp4")}, "replicas"
+        running.tick()
+    assert here.asked == [{"tp4": 1}, {"tp4": 2}]
+
+
 def test_a_person_may_keep_what_would_be_reverted(tmp_path: Path) -> None:
     here = world(tmp_path)
     with Running(here) as running:
@@ -257,6 +290,18 @@ def test_corrections_are_learnt_while_pools_serve_and_kept_over_a_restart(tmp_pa
         assert running.metric("step_factor", model=MODEL, shape="tp2") == learnt
 
 
+def test_that_what_is_learnt_cannot_be_kept_is_said_each_time_it_begins(tmp_path: Path) -> None:
+    here = world(tmp_path)
+    (tmp_path / "learnt.new").mkdir()
+    with Running(here) as running:
+        running.tick(2)
+        (tmp_path / "learnt.new").rmdir()
+        running.tick()
+        (tmp_path / "learnt.new").mkdir()
+        running.tick(2)
+    assert len([one for one in here.said if one.startswith("What was learnt cannot be kept")]) == 2
+
+
 def test_a_damaged_file_of_what_was_learnt_is_told_and_left_out(tmp_path: Path) -> None:
     here = world(tmp_path)
     (tmp_path / "learnt.json").write_text('{"acme/tiny": {"memory": 3')
@@ -264,3 +309,17 @@ def test_a_damaged_file_of_what_was_learnt_is_told_and_left_out(tmp_path: Path) 
         running.tick()
     assert "learnt.json cannot be used" in here.said[0]
     assert read_ledger(tmp_path).entries
+
+
+def test_a_clock_that_is_set_back_does_not_put_the_loop_to_sleep(tmp_path: Path) -> None:
+    here = world(tmp_path)
+    slept: list[float] = []
+
+    def set_back(of: Pools) -> float:
+        here.now_s -= 3600
+        return 0.99
+
+    here.attainment = set_back
+    with Running(here) as running:
+        running.autoscaler.run(TICK_S, sleep=slept.append, is_over=iter([False, True]).__next__)
+    assert slept == [TICK_S]

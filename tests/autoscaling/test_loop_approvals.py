@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import pytest
 from control_builders import MODEL
 from loop_builders import APPROVAL, TICK_S, TWO, WIDE, Running, story, world
 
@@ -80,3 +81,68 @@ def test_a_proposal_outlives_the_autoscaler(tmp_path: Path) -> None:
     answer(tmp_path, 1, Answer(is_approved=True, by="alice"))
     with Running(here, mode="approve") as running:
         assert story(running.tick()) == [("cheapest", "acted")]
+
+
+def test_a_proposal_of_before_is_withdrawn_where_nobody_is_asked_any_more(tmp_path: Path) -> None:
+    here = world(tmp_path)
+    here.wanted = {MODEL: TWO}
+    with Running(here, mode="approve") as running:
+        running.tick()
+        assert waiting(running) == 1
+    with Running(here, mode="advise") as running:
+        assert story(running.tick()) == [("cheapest", "withdrawn"), ("cheapest", "noted")]
+        assert waiting(running) == 0
+
+
+def waiting(running: Running) -> float | None:
+    return running.metric("waiting_proposals", model=MODEL)
+
+
+@pytest.mark.parametrize("is_approved", [True, False])
+def test_it_is_exported_that_a_proposal_waits_until_it_is_answered(tmp_path: Path, is_approved: bool) -> None:
+    here = world(tmp_path)
+    with Running(here, mode="approve") as running:
+        running.tick()
+        assert waiting(running) == 0
+        here.wanted = {MODEL: TWO}
+        proposal = running.tick()[-1]
+        assert waiting(running) == 1
+        here.blind = "the last sample is old"
+        running.tick()
+        assert waiting(running) == 1
+        here.blind = None
+        answer(tmp_path, proposal.number, Answer(is_approved=is_approved, by="alice"))
+        running.tick()
+        assert waiting(running) == 0
+
+
+def test_it_is_exported_that_a_proposal_waits_until_it_expires_or_another_is_right(tmp_path: Path) -> None:
+    here = world(tmp_path)
+    here.wanted = {MODEL: TWO}
+    with Running(here, mode="approve") as running:
+        running.tick(int(APPROVAL.expires_s / TICK_S))
+        assert waiting(running) == 1
+        running.tick()
+        assert waiting(running) == 0
+        running.tick()
+        assert waiting(running) == 1
+        here.wanted = {MODEL: WIDE}
+        assert story(running.tick())[-2:] == [("cheapest", "withdrawn"), ("cheapest", "waiting")]
+        assert waiting(running) == 1
+        here.wanted = {}
+        running.tick()
+        assert waiting(running) == 0
+
+
+def test_a_proposal_of_an_autoscaler_that_stands_by_is_not_waited_for(tmp_path: Path) -> None:
+    here = world(tmp_path / "one")
+    here.wanted = {MODEL: TWO}
+    first, second = Running(here, mode="approve"), Running(here, holder="second", directory=tmp_path / "two")
+    with first, second:
+        first.tick()
+        assert waiting(first) == 1
+        here.wanted = {}
+        here.fleet.now_s += 60  # its lease runs out: it was away
+        second.tick()
+        first.tick()
+        assert (waiting(first), waiting(second)) == (None, 0)

@@ -96,3 +96,11 @@ def test_nothing_runs_each_shape_alone():
 )
 def test_kinds(before, after, kind):
     assert kind_of(pools(before), pools(after)) == kind
+
+
+def test_bounds_that_are_farther_away_than_one_change_may_go_are_approached_in_steps():
+    few = {"max_change_gpus": 4, "repartition": False}
+    assert "10 x tp2" in found(13, "12 x tp2", max_gpus=8, **few)
+    assert "3 x tp2" in found(3, "1 x tp2", min_gpus=12, **few)
+    # One change is enough.
+    assert {one for one in found(13, "6 x tp2", max_gpus=8, **few) if gpus_of(pools(one)) > 8} == {"6 x tp2"}

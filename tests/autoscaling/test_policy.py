@@ -284,3 +284,10 @@ def test_same_input_same_decision():
     )
     assert one.decisions == other.decisions
     assert one.memory == other.memory
+
+
+def test_a_budget_that_was_cut_is_reached_in_steps_of_what_may_change_at_once():
+    asked = rules(tpot_ms=200, ttft_ms=2000, max_gpus=8, max_change_gpus=6, repartition=False)
+    play = Play(lambda at_s: demand(13), pools("9 x tp2"), asked).until(300)
+
+    assert [act.target for act in play.acts][:2] == ["6 x tp2", "3 x tp2"]

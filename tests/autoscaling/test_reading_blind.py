@@ -116,7 +116,7 @@ def test_whatever_is_exported_gives_finite_numbers_or_a_reason(changes: dict[str
         assert found.why
         return
     demand = found.demand
-    numbers = [demand.requests_per_s, demand.prefill_tokens_per_s, demand.decode_tokens_per_s, found.refused_per_s]
+    numbers = [demand.requests_per_s, demand.prefill_tokens_per_s, demand.decode_tokens_per_s]
     numbers += [value for pool in found.pools for value in (pool.running, pool.waiting, pool.kv_usage)]
     assert all(math.isfinite(value) and value >= 0 for value in numbers)
     assert 0 <= demand.prefix_hit_rate <= 1

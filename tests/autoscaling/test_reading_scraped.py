@@ -62,7 +62,7 @@ def is_near(value: float, expected: float) -> bool:
 
 
 def test_what_was_put_in_comes_out(scraped: Scraped) -> None:
-    """40 requests/s of ten kinds in turn, and 10 refused ones."""
+    """40 requests/s of ten kinds in turn, and 10 refused ones, which are demand like the others."""
     with Prometheus(scraped.url) as ask:
         found = seen(ask, STEADY, lambda found: is_near(found.demand.requests_per_s, 50), "50 requests/s", tp2=2, tp4=1)
     demand = found.demand
@@ -70,7 +70,6 @@ def test_what_was_put_in_comes_out(scraped: Scraped) -> None:
     assert demand.output_tokens.mean_tokens == pytest.approx(55, rel=0.05)
     assert demand.input_tokens.spread == pytest.approx(0.52, abs=0.1)  # of 100, 200 ... 1000
     assert demand.prefix_hit_rate == pytest.approx(0.25, abs=0.01)
-    assert found.refused_per_s == pytest.approx(10, rel=0.05)
     # One in ten is slow, so the 90th percentile is the upper bound of the bucket of the others.
     assert found.ttft_s is not None
     assert 0.24 < found.ttft_s <= 1.2  # or a little into that of the slow ones

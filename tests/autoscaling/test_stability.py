@@ -1,6 +1,7 @@
 """Rules, windows, patience, and what is remembered."""
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, time
 
 import pytest
@@ -153,3 +154,14 @@ class TestMemory:
 def test_changes_outside_the_window_wait():
     asked = rules(windows=(Window(opens=time(2), closes=time(4)),))
     assert not asked.is_in_window(at("2026-03-04T12:00"))
+
+
+def test_a_clock_that_is_set_back_does_not_lengthen_a_cooldown():
+    two, three = pools("2 x tp2"), pools("3 x tp2")
+    done = Change(at_s=7200.0, before=two, after=three, took_s=90.0)
+    memory = Memory(seen_s=7500.0, desired=three, change=done)
+    assert memory.seeing(observation(3600.0, demand(13), fleet(three)), 1200).change == replace(done, at_s=3600.0)
+    under_way = replace(memory, change=replace(done, took_s=None))
+    found = under_way.seeing(observation(3600.0, demand(13), fleet(three)), 1200).change
+    assert found is not None
+    assert found.took_s == 0

@@ -41,6 +41,11 @@ def test_everything_is_read() -> None:
     assert found.notes == ()
 
 
+def test_a_prometheus_that_scrapes_seldom_says_nothing_of_bursts() -> None:
+    found = read_past(answering(), model="m", slo=SLO, now_s=NOW_S, since_s=900.0, scrape_interval_s=600.0)
+    assert found.dispersion == 1.0
+
+
 def test_refused_and_failed_requests_did_not_keep_the_slo() -> None:
     found = known(answering(values={"refused": {"": 0.5}, "failed": {"": 0.1}})).answers
     assert found is not None

@@ -12,8 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from chromium import Chromium
 from whatif_builders import DECISIONS, TP4, decided, past, result, study
 
+from autoscaling.whatif.decisions_html import decisions_html
 from autoscaling.whatif.past import Ran
 from autoscaling.whatif.report_html import charts, page
 from autoscaling.whatif.verdict import percent, verdict
@@ -151,12 +153,30 @@ def test_charts_have_as_many_points_as_there_is_room_for(days: float, bin_s: int
     assert np.mean(drawn["demand"]["requests"]) == pytest.approx(0.5, rel=0.01)
 
 
+def test_an_hour_has_no_sixtieth_minute() -> None:
+    held = decisions_html((decided(0.0, ticks=1),), tick_s=7199.0, clock=str)
+    assert '<span class="why">2 h 00 min: ' in held
+
+
 def test_json_has_every_figure() -> None:
     document = json.loads(json.dumps(study(OURS, result("ray-serve")).as_json(), allow_nan=False))
     assert [way["name"] for way in document["ways"]] == ["measured", "archipelago", "ray-serve"]
     assert document["ways"][0]["gpu_hours"] == pytest.approx(12.0)
     assert [one["reason"] for one in document["results"][0]["decisions"]] == [one.reason for one in DECISIONS]
     assert document["reconstruction"]["hours"] == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [400, 1400])
+def test_nothing_stands_beside_the_page(tmp_path: Path, width: int) -> None:
+    target = tmp_path / "report.html"
+    target.write_text(page(study(OURS, result("static"), result("hpa-queue"))), encoding="utf-8")
+    with Chromium(tmp_path) as tab:
+        tab.size(width)
+        tab.open(target.as_uri())
+        assert tab.value("document.documentElement.scrollWidth") == width
+        beyond = "each => each.getBoundingClientRect().right > innerWidth"
+        assert tab.value(f"[...document.querySelectorAll('header span')].filter({beyond}).length") == 0
 
 
 @pytest.mark.slow

@@ -78,6 +78,7 @@ FAST, MIDDLE, SLOW = (f"ArchipelagoSloBurns{rate}{{{MODEL}}}" for rate in ("Fast
 ARRIVALS = {f"archipelago_arrivals_total{{{M}}}": "0+100x20"}
 LEASE = {"archipelago_autoscaler_holds_lease": "1x2000"}
 TICKS = "archipelago_autoscaler_last_tick_timestamp_seconds"
+PROPOSALS = "archipelago_autoscaler_waiting_proposals"
 WITHOUT_LEASE = "ArchipelagoAutoscalerWithoutLease"
 # fmt: off
 CASES = (
@@ -189,6 +190,12 @@ CASES = (
          firing=(f"ArchipelagoAutoscalerErrors{{{MODEL}}}",)),
     Case(name="the autoscaler failed once", at="25m",
          series={f"archipelago_autoscaler_errors_total{{{M}}}": "0x5 1x40"}),
+    Case(name="a proposal waits for six minutes", series={f"{PROPOSALS}{{{M}}}": "0x5 1x20"}, at="12m",
+         firing=(f"ArchipelagoProposalWaits{{{MODEL}}}",)),
+    Case(name="nobody answers, and proposals expire and are made again", series={f"{PROPOSALS}{{{M}}}": "1x14 0 1x20"},
+         at="17m", firing=(f"ArchipelagoProposalWaits{{{MODEL}}}",)),
+    Case(name="a proposal is answered after two minutes", series={f"{PROPOSALS}{{{M}}}": "0x5 1x1 0x20"}, at="8m"),
+    Case(name="a proposal was answered three minutes ago", series={f"{PROPOSALS}{{{M}}}": "1x9 0x20"}, at="13m"),
     Case(name="a change did worse", at="30m",
          series={f'archipelago_autoscaler_verdicts_total{{{M}, verdict="worse"}}': "0x10 1x60"},
          firing=(f"ArchipelagoChangeDidWorse{{{MODEL}}}",)),

@@ -5,14 +5,13 @@ from itertools import pairwise
 
 import numpy as np
 
-from autoscaling.capacity.performance import Performance
+from autoscaling.capacity.performance import MOST_REPLICAS, Performance
 from autoscaling.observation import Array
 from autoscaling.simulation.oracles.windows import demand_of
 from autoscaling.simulation.scenario import Scenario
 from autoscaling.simulation.traces import Trace
 
 _HOUR_S = 3600.0
-_COMPANY = 8  # replicas that share their queue
 _HALF = 0.5  # of the requests keep the SLO: waiting behind others is left out
 
 
@@ -41,7 +40,7 @@ def _steps(
     loose = replace(scenario.slo, percentile=_HALF)
     shapes = [shape for shape in scenario.site.shapes if shape.gpus <= scenario.max_gpus]
     most = np.zeros(scenario.max_gpus + 1)
-    able = [(shape.gpus, performance.capacity(shape, demand, loose, replicas=_COMPANY)) for shape in shapes]
+    able = [(shape.gpus, performance.capacity(shape, demand, loose, replicas=MOST_REPLICAS)) for shape in shapes]
     for gpus in range(1, len(most)):
         most[gpus] = max(
             (most[gpus - size] + one.requests_per_s * (window_s + slack_s) for size, one in able if size <= gpus),

@@ -6,8 +6,7 @@ from autoscaling.observation import Array, Demand
 from autoscaling.simulation.scenario import Scenario
 from autoscaling.simulation.traces import Trace
 from placement import Lengths
-
-_MOST_SPREAD = 10.0
+from placement.workload import MAX_SPREAD
 
 
 def demand_of(scenario: Scenario, trace: Trace, from_s: float, until_s: float) -> Demand:
@@ -24,4 +23,4 @@ def demand_of(scenario: Scenario, trace: Trace, from_s: float, until_s: float) -
 
 def _lengths(tokens: Array) -> Lengths:
     mean = float(tokens.mean())
-    return Lengths(mean_tokens=mean, spread=min(_MOST_SPREAD, float(tokens.std()) / mean))
+    return Lengths(mean_tokens=mean, spread=min(MAX_SPREAD, float(tokens.std()) / mean))
