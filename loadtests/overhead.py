@@ -27,7 +27,7 @@ from loadtests.servers import SERVED_NAME, Server, ServerError, archipelago
 CONCURRENCIES = (1, 8)
 PROMPT_TOKENS = OUTPUT_TOKENS = 64
 WARM_UP = Load(concurrency=8, requests=16, prompt_tokens=PROMPT_TOKENS, output_tokens=OUTPUT_TOKENS, seed=-1)
-NARROWEST = 100  # columns; where there is no terminal rich would wrap at 80
+NARROWEST = 80  # columns; in fewer, words of the tables would be cut
 DESCRIPTION = """\
 Compare Archipelago's endpoint with vLLM's own API server, or with ray.serve.llm as it comes: same model, same engine
 flags, one machine, and the same number of threads for each engine worker (one).

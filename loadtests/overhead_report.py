@@ -9,17 +9,18 @@ from rich.console import Console
 from rich.table import Table
 
 from loadtests.cpu_use import CpuUse
-from loadtests.overhead_figures import METRICS, Figures, Ratio, medians, ratios
+from loadtests.overhead_figures import Figures, Ratio, medians, ratios
 from loadtests.server_memory import RoleMemory
 
 OURS = "archipelago"
 MIB = 2**20
-# Heading of each figure, and what it is multiplied by for the table.
+# Heading of each figure, and what it is multiplied by for the table. Headings have two lines, so that no word has to be
+# cut at 80 columns.
 COLUMNS: Mapping[str, tuple[str, float]] = {
     "tokens_per_s": ("tok/s", 1),
-    "ttft_p50_s": ("TTFT p50 ms", 1000),
-    "ttft_p95_s": ("TTFT p95 ms", 1000),
-    "tpot_p50_s": ("TPOT p50 ms", 1000),
+    "ttft_p50_s": ("TTFT\np50 ms", 1000),
+    "ttft_p95_s": ("TTFT\np95 ms", 1000),
+    "tpot_p50_s": ("TPOT\np50 ms", 1000),
 }
 
 
@@ -57,9 +58,11 @@ def document(turns: Sequence[Turn], conditions: Mapping[str, Any]) -> dict[str, 
 
 
 def _speed_table(turns: Sequence[Turn]) -> Table:
-    table = _metric_table("medians over rounds", "server")
-    table.add_column("server cores", justify="right")
-    table.add_column("other cores", justify="right")
+    table = Table(title="medians over rounds", title_justify="left")
+    table.add_column("clients", justify="right")
+    table.add_column("server")
+    for heading in (*(heading for heading, _ in COLUMNS.values()), "server\ncores", "other\ncores"):
+        table.add_column(heading, justify="right")
     for concurrency in turns[0].figures:
         for server in _servers(turns):
             figures = medians(_figures(turns, server, concurrency))
@@ -72,21 +75,16 @@ def _speed_table(turns: Sequence[Turn]) -> Table:
 
 
 def _ratio_table(turns: Sequence[Turn]) -> Table:
-    table = _metric_table("ratios of the medians (lowest-highest of a round)", "servers")
-    for concurrency in turns[0].figures:
-        compared = _ratios(turns, concurrency)
-        table.add_row(
-            str(concurrency), "/".join(_servers(turns)), *(_ratio_cell(compared[metric]) for metric in METRICS)
-        )
-    return table
-
-
-def _metric_table(title: str, servers: str) -> Table:
+    """A row for each figure: a ratio with its range is wide, and there are more figures than numbers of clients."""
+    title = f"{' / '.join(_servers(turns))}: ratio of medians (lowest-highest of a round)"
     table = Table(title=title, title_justify="left")
-    table.add_column("clients", justify="right")
-    table.add_column(servers)
-    for metric in METRICS:
-        table.add_column(COLUMNS[metric][0], justify="right")
+    table.add_column("")
+    compared = {concurrency: _ratios(turns, concurrency) for concurrency in turns[0].figures}
+    for concurrency in compared:
+        table.add_column("1 client" if concurrency == 1 else f"{concurrency} clients", justify="right")
+    for metric, (heading, _) in COLUMNS.items():
+        figure = heading.replace("\n", " ").removesuffix(" ms")
+        table.add_row(figure, *(_ratio_cell(by_metric[metric]) for by_metric in compared.values()))
     return table
 
 

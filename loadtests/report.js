@@ -1,7 +1,9 @@
 "use strict";
 const run = JSON.parse(document.getElementById("data").textContent);
 const time = run.over_time, MINUTE = 60;
-const W = 600, H = 232, LEFT = 56, RIGHT = 12, TOP = 26, BOTTOM = 26;
+// A telephone would show a wide drawing with letters that are too small to read.
+const IS_NARROW = innerWidth <= 560, MOST_TIMES = IS_NARROW ? 5 : 8;
+const W = IS_NARROW ? 360 : 600, H = 232, LEFT = 56, RIGHT = 12, TOP = 26, BOTTOM = 26;
 const COLOURS = ["one", "two", "three", "four", "five", "six"].map((name) => `var(--${name})`);
 const SHARES = [["p50", "var(--low)"], ["p95", "var(--middle)"], ["p99", "var(--high)"]];
 const marks = run.events.filter((event) => event.kind !== "gpus");
@@ -60,7 +62,7 @@ function decades(low, high) {
   return choices.find((found) => found.length >= 3) || choices.at(-1);
 }
 function strides() {
-  const stride = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 14400, 21600, 43200, 86400].find((each) => end / each <= 8) || 86400 * Math.ceil(end / 86400 / 8);
+  const stride = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 14400, 21600, 43200, 86400].find((each) => end / each <= MOST_TIMES) || 86400 * Math.ceil(end / 86400 / MOST_TIMES);
   return Array.from({ length: Math.floor(end / stride) + 1 }, (_, index) => index * stride);
 }
 

@@ -48,7 +48,8 @@ def page(document: Mapping[str, Any]) -> str:
     shown = {key: value for key, value in document.items() if key != "requests"}
     text = {
         "scenario": str(document["run"].get("name") or "Load test"),
-        "headline": headline(document),
+        # A percent sign stays with its number where a line ends.
+        "headline": headline(document).replace(" %", "\u00a0%"),
         "verdict": verdict(document),
         "asked": asked(document),
     }
@@ -105,7 +106,11 @@ def _asks(slo: Mapping[str, Any]) -> bool:
 def _limits(slo: Mapping[str, Any]) -> str:
     names = {"ttft_s": "TTFT", "tpot_s": "TPOT"}
     given = slo["limits"]
-    return ", ".join(f"{name} ≤ {given[key]:g} s" for key, name in names.items() if given[key] is not None)
+    return ", ".join(f"{name} ≤ {_limit(given[key])}" for key, name in names.items() if given[key] is not None)
+
+
+def _limit(seconds: float) -> str:
+    return f"{seconds:g} s" if seconds >= 1 else f"{seconds * 1000:g} ms"
 
 
 def _cards(document: Mapping[str, Any]) -> list[tuple[str, str, str, bool]]:

@@ -80,7 +80,7 @@ def add_commands(commands: Any, find_config: FindConfig) -> None:
     scaling.add_argument("--running", metavar="N", type=float, help="running requests (default 32)")
     scaling.add_argument("--threshold", metavar="S", default="50%", help="least share of a perfect gain (default 50%%)")
     scaling.add_argument("--html", metavar="FILE", type=Path, help="write an interactive page")
-    scaling.add_argument("--png", metavar="FILE", type=Path, help="write the plots as a picture")
+    scaling.add_argument("--png", metavar="FILE", type=Path, help="write the plots as a picture; needs matplotlib")
     scaling.set_defaults(run=_guarded(lambda arguments: _scaling(arguments, find_config)))
 
     predictor = commands.add_parser("predict", help="TTFT and TPOT for every row of a CSV of serving points")
@@ -123,11 +123,15 @@ def _add_question(command: argparse.ArgumentParser) -> None:
         "--prefix-hits", metavar="S", default="0%", help="share of prompt tokens found in cache (default 0%%)"
     )
     command.add_argument("--precision", choices=sorted(PRECISIONS), help="serve the weights in this format")
-    command.add_argument("--kv-cache", choices=sorted(KV_BYTES), default="auto", help="format of the KV cache")
-    command.add_argument("--engine", choices=ENGINES, default=ENGINES[0], help="(default vllm)")
     command.add_argument(
-        "--all2all", choices=get_args(ExpertBackend), default=get_args(ExpertBackend)[0], help="exchange of experts"
+        "--kv-cache", choices=sorted(KV_BYTES), default="auto", help="format of the KV cache (default auto)"
     )
+    command.add_argument(
+        "--engine", choices=ENGINES, default=ENGINES[0], help="which engine's speed to predict (default vllm)"
+    )
+    exchanges = get_args(ExpertBackend)
+    how = f"how experts exchange tokens: {', '.join(exchanges)} (default {exchanges[0]})"
+    command.add_argument("--all2all", metavar="X", choices=exchanges, default=exchanges[0], help=how)
     _add_common(command)
 
 

@@ -98,7 +98,8 @@ def cluster(text: str, *, field: str = "--cluster") -> Cluster:
         told = str(error) if str(error).endswith((".", "?")) else f"{error}."
         if is_file:
             raise InputError(f"{field}: {path}: {told}") from error
-        raise InputError(f"{field}: {told} The name of a file ends in {', '.join(_CLUSTER_FILES)}.") from error
+        file = f" The name of a file ends in {', '.join(_CLUSTER_FILES)}." if set("./") & set(text) else ""
+        raise InputError(f"{field}: {told.removeprefix('cluster: ')}{file}") from error
 
 
 def shape(text: str, *, field: str) -> Shape:

@@ -26,8 +26,8 @@ def served_configuration(plan: Plan, source: str, *, precision: str | None = Non
         raise ValueError(f"{plan.question.model.name}: no option meets the SLO, so there is nothing to serve.")
     workload = plan.question.workload
     lines = [
-        f"# Planned for {asked_of(workload)}, {workload.input_tokens.mean_tokens:g} tokens in and "
-        f"{workload.output_tokens.mean_tokens:g} out: {best.reason}",
+        f"# Planned for {asked_of(workload)}, {workload.input_tokens.mean_tokens:,.0f} tokens in and "
+        f"{workload.output_tokens.mean_tokens:,.0f} out: {best.reason}",
         "models:",
         f"  - source: {json.dumps(source)}",  # YAML takes JSON strings as they are
         f"    shape: {best.shape}",

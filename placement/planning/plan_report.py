@@ -14,7 +14,7 @@ from placement.planning.reasons import asked_of, count, has_limits, per_cent, pr
 from placement.workload import Slo
 
 _MS = 1e3
-_GIB = 1024**3
+_MIB, _GIB = 1024**2, 1024**3
 _SHOWN_ISLANDS = 4
 _HEADER = (  # two lines, so that a row fits into 80 columns
     ("", "", "", "", "", "TTFT", "TPOT", "tok/s", "", "most"),
@@ -55,8 +55,8 @@ def _head(plan: Plan) -> list[str]:
     slo += [f"TPOT {plan.slo.tpot_s * _MS:g} ms"] if plan.slo.tpot_s else []
     limits = f"{' and '.join(slo)} at p{plan.slo.percentile * 100:g}" if slo else "none"
     return [
-        f"{model.name}: {model.parameters / 1e9:.1f}B parameters, {model.weight_bytes / _GIB:.0f} GiB of weights",
-        f"workload: {tokens_in:g} tokens in, {tokens_out:g} out, {asked_of(workload)}",
+        f"{model.name}: {_parameters(model.parameters)} parameters, {_size(model.weight_bytes)} of weights",
+        f"workload: {tokens_in:,.0f} tokens in, {tokens_out:,.0f} out, {asked_of(workload)}",
         f"SLO: {limits}",
         "",
     ]
@@ -142,11 +142,24 @@ def _times(option: Option, slo: Slo) -> tuple[float, float]:
     return at_percentile(option.tails.ttft_s, slo.percentile), at_percentile(option.tails.tpot_s, slo.percentile)
 
 
+def _parameters(parameters: float) -> str:
+    return f"{parameters / 1e9:.1f}B" if parameters >= 1e9 else f"{parameters / 1e6:.3g}M"
+
+
+def _size(size_bytes: float) -> str:
+    if size_bytes < _GIB:
+        return f"{size_bytes / _MIB:.0f} MiB"
+    return f"{size_bytes / _GIB:.{0 if size_bytes >= 10 * _GIB else 1}f} GiB"
+
+
 def _layout(number: int, layout: Layout) -> str:
     nodes: dict[str, list[str]] = {}
     for seat in layout.seats:
         nodes.setdefault(f"{seat.node} ({seat.island})", []).append(str(seat.slot))
-    seats = "; ".join(f"{node} GPUs {_compact(slots)}" for node, slots in list(nodes.items())[:_SHOWN_ISLANDS])
+    seats = "; ".join(
+        f"{node} GPU{'s' if len(slots) > 1 else ''} {_compact(slots)}"
+        for node, slots in list(nodes.items())[:_SHOWN_ISLANDS]
+    )
     return f"  replica {number}: {seats}{'; ...' if len(nodes) > _SHOWN_ISLANDS else ''}"
 
 

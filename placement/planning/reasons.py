@@ -86,7 +86,7 @@ class Reasons:
 def asked_of(workload: Workload) -> str:
     """How much is asked."""
     if workload.requests_per_s is not None:
-        return f"{workload.requests_per_s:g} requests/s"
+        return f"{workload.requests_per_s:g} request{'s' if workload.requests_per_s != 1 else ''}/s"
     if workload.concurrency is not None:
         return f"{workload.concurrency:g} concurrent requests"
     return "what one replica can do"

@@ -24,7 +24,7 @@ function figure(number) {
   const size = Math.abs(number);
   return size >= 100 ? count(number) : size >= 10 ? number.toFixed(1) : size >= 1 ? number.toFixed(2) : number.toPrecision(2);
 }
-function percent(share) { return `${Math.round(share * 100)} %`; }
+function percent(share) { return `${Math.round(share * 100)}%`; }
 function tick(number) { return number >= 1e6 ? `${number / 1e6}M` : number >= 1e4 ? `${number / 1e3}k` : `${+number.toPrecision(3)}`; }
 function fitting(curve) { return curve.points.filter((point) => point.fits); }
 

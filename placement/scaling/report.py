@@ -12,7 +12,7 @@ from placement.scaling.scale import Scaling
 # little is published: there the times of collectives are within a factor of 2 of what was measured.
 KNOWN_ERROR = (
     "The model's error on 1,643 public points inside one machine, which its constants were fitted on: time per token "
-    "within 10 % for half and within a third for nine in ten, time to first token within 40 % for half. Between "
+    "within 10% for half and within a third for nine in ten, time to first token within 40% for half. Between "
     "machines expect up to a factor of 2 on communication. Where curves turn is firmer than how high they are."
 )
 _CLEARLY = 0.1  # a loss to warn of first
@@ -25,8 +25,9 @@ def as_text(scaling: Scaling) -> str:
     legend = (
         f"ms/token: a step of {scaling.running:,.0f} running requests (* fewer, the KV cache has no room). tokens/s: "
         "at the best batch, prompts\nread as well. sent: share of the step that is communication. gain: tokens/s that "
-        f"an added GPU brings, of a perfect one.\n~ an added GPU brings less than {scaling.threshold:.0%} of a "
-        "perfect one from here on; x slower than with half the GPUs."
+        "an added GPU brings,\nof a perfect one (above 100% where the smaller replica has little room for KV cache).\n"
+        f"~ an added GPU brings less than {scaling.threshold:.0%} of a perfect one from here on; x slower than with "
+        "half the GPUs."
     )
     tables = [_table(curve, scaling.running) for curve in scaling.curves]
     return "\n\n".join([finding(scaling), asked(scaling), *tables, legend, KNOWN_ERROR])

@@ -103,7 +103,10 @@ def _curves(axes: Any, scaling: Scaling, measure: Measure, title: str, value: Ca
             if turn.measure == measure:
                 _turn(axes, turn.after.gpus, value(turn.after), turn.kind == "negative")
     if sizes[0] < scaling.region.island_gpus < sizes[-1]:
-        axes.axvline(scaling.region.island_gpus, color="#5b6470", linestyle=":", linewidth=1)
+        edge, grey = scaling.region.island_gpus, "#5b6470"
+        axes.axvline(edge, color=grey, linestyle=":", linewidth=1)
+        place = {"xycoords": axes.get_xaxis_transform(), "xytext": (4, 5), "textcoords": "offset points"}
+        axes.annotate(f"island of {edge}", (edge, 0), **place, fontsize=9, color=grey)
     _finish(axes, sizes)
 
 

@@ -13,7 +13,7 @@ from record_builders import SLO, columns, document, record, refused, served, wri
 
 from loadtests.records import RecordsError, RunEvent
 from loadtests.report import KEYS, ResultError, read_result, requests_in, write_report
-from loadtests.report_html import headline, page, verdict
+from loadtests.report_html import asked, headline, page, verdict
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 EVENTS = (
@@ -43,6 +43,12 @@ def test_a_run_becomes_a_document_and_a_page(tmp_path: Path) -> None:
     assert shown(written_page.read_text(encoding="utf-8")) == {
         key: value for key, value in result.items() if key != "requests"
     }
+
+
+def test_limits_are_told_in_units_that_are_read_at_a_glance() -> None:
+    found = document([record(class_name="chat")])
+    found["slo"]["limits"] = {"ttft_s": 1.5, "tpot_s": 0.05}
+    assert asked(found).startswith("Good: TTFT ≤ 1.5 s, TPOT ≤ 50 ms")
 
 
 def test_the_arrivals_in_a_document_are_those_of_the_records() -> None:

@@ -3,6 +3,7 @@ import io
 import json
 import socket
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -209,10 +210,21 @@ def test_the_tables_show_medians_ratios_starts_and_memory(turns: list[Turn]) -> 
     assert ["1", OURS, "55.0", "64.0", "80.0", "16.0", "1.50", "0.06"] in rows
     assert ["1", PEER, "90.0", "64.0", "80.0", "16.0", "1.50", "0.09"] in rows
     assert ["8", PEER, "360.0", "64.0", "80.0", "16.0", "1.50", "0.09"] in rows
-    assert ["8", f"{OURS}/{PEER}", "0.611 (0.500-0.750)", *["1.000 (1.000-1.000)"] * 3] in rows
+    assert ["tok/s", *["0.611 (0.500-0.750)"] * 2] in rows
+    assert ["TTFT p95", *["1.000 (1.000-1.000)"] * 2] in rows
     assert [f"{OURS}: 5.5 s (5.0-6.0) from launch to the first token"] in rows
     assert ["worker", "2", "700"] in rows
     assert ["all", "2", "500"] in rows
+
+
+@pytest.mark.parametrize("peer", PEERS)
+def test_no_word_of_the_tables_is_cut_where_they_have_the_least_room(peer: str, turns: list[Turn]) -> None:
+    console = Console(width=overhead.NARROWEST, record=True, file=io.StringIO())
+    print_report([replace(turn, server=turn.server if turn.server == OURS else peer) for turn in turns], console)
+    text = console.export_text()
+    assert "…" not in text
+    for word in (OURS, peer, "clients", "tok/s", "TTFT", "p95 ms", "0.611 (0.500-0.750)", "memory"):
+        assert word in text
 
 
 def test_the_document_holds_every_turn_in_base_units(turns: list[Turn]) -> None:

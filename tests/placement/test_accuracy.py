@@ -20,6 +20,7 @@ from placement.calibration.fit import Prediction
 from placement.calibration.ladders import Ladder, Ratio
 from placement.calibration.rows import Case, Row, case_of, read_rows
 from placement.cost.constants import priors, shipped
+from placement.planning.chance import MEASURED, UNMEASURED, Spread
 from placement.shape import Shape
 
 
@@ -265,10 +266,10 @@ def test_the_peers_figures_are_computed_as_ours_are() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("by", "tpot", "ttft", "rate", "regret"),
+    ("by", "tpot", "ttft", "rate", "regret", "spread"),
     [
-        ("curve", (0.078, 0.038), (0.275, 0.129), (0.09, 0.039), (0.12, 0.13)),
-        ("group", (0.166, 0.093), (0.426, 0.252), (0.176, 0.09), (0.175, 0.215)),
+        ("curve", (0.078, 0.038), (0.275, 0.129), (0.09, 0.039), (0.12, 0.13), MEASURED),
+        ("group", (0.166, 0.093), (0.426, 0.252), (0.176, 0.09), (0.175, 0.215), UNMEASURED),
     ],
 )
 def test_public_points_out_of_fold(
@@ -277,11 +278,17 @@ def test_public_points_out_of_fold(
     ttft: tuple[float, float],
     rate: tuple[float, float],
     regret: tuple[float, float],
+    spread: Spread,
 ) -> None:
-    """Mean and median errors; regrets without and with a TTFT limit of 1 s. Bars are a tenth above what was found."""
+    """Mean and median errors; regrets without and with a TTFT limit of 1 s. Bars are a tenth above what was found.
+
+    The spreads that `plan` weighs its chances with are those of these errors.
+    """
     rows = public_rows()
     found = cross_validate([case_of(each, shipped()) for each in rows], shipped(), by=by)
     assert_within(errors(rows, found), tpot, ttft, rate)
+    off = errors_spread(rows, found)
+    assert (off.tpot, off.ttft) == pytest.approx((spread.tpot, spread.ttft), abs=0.002)
     for limit_ms, bar in zip((np.inf, 1000.0), regret, strict=True):
         choice = slo_choice_by_chance(rows, found, ttft_ms=limit_ms)
         assert choice.violations <= 0.08

@@ -37,6 +37,13 @@ def test_a_plan_answers_both_questions_and_says_where_its_numbers_come_from(ran:
     assert "NVIDIA H100 datasheet" in output
 
 
+def test_what_is_small_is_told_as_what_it_is(ran: Ran) -> None:
+    output = ran("plan", "tiny-llama", *FOUR_MACHINES, "--rate", "1/s")[1]
+    assert re.match(r"tiny-llama: [\d.]+M parameters, \d+ MiB of weights\n", output)
+    assert "1,024 tokens in, 256 out, 1 request/s\n" in output
+    assert re.search(r"replica 1: dgx-h100-\d \(dgx-h100-\d\) GPU \d\n", output)
+
+
 @pytest.mark.parametrize("top", [1, 3])
 def test_only_the_first_options_are_shown(ran: Ran, top: int) -> None:
     output = ran(*PLAN, "--top", top)[1]
@@ -145,7 +152,7 @@ def test_a_plan_becomes_a_configuration_that_serve_takes(
 def test_a_configuration_says_what_it_was_planned_for(ran: Ran, tmp_path: Path) -> None:
     file, question = tmp_path / "serve.yaml", ("plan", LLAMA_70B, *FOUR_MACHINES, "--emit", tmp_path / "serve.yaml")
     ran(*question, "--concurrency", 64, "--ttft", "1.5s", "--percentile", "p99.9")
-    assert file.read_text().startswith("# Planned for 64 concurrent requests, 1024 tokens in and 256 out: ")
+    assert file.read_text().startswith("# Planned for 64 concurrent requests, 1,024 tokens in and 256 out: ")
     assert parse_config(file.read_text()).model.slo == SloConfig(ttft="1.5s", percentile="p99.9")
     ran(*question)
     assert parse_config(file.read_text()).model.slo is None
@@ -219,6 +226,7 @@ def test_a_cluster_file_that_cannot_be(ran: Ran, tmp_path: Path, command: str, n
         (("--concurrency", "nan"), "--concurrency is nan; it must be from 1"),
         (("--rate", "5/s", "--concurrency", "3"), "--rate and --concurrency are both given"),
         (("--cluster", "4x dgx-h1000"), "--cluster: machine 'dgx-h1000' is not known; did you mean dgx-h100"),
+        (("--cluster", ""), "archipelago: --cluster: '' is not accepted; give a preset's name, such as dgx-h100"),
         (("--cluster", "c.txt"), "The name of a file ends in .yaml, .yml, .json."),
         (("--emit", "serve.yaml", "--engine", "sglang"), "--emit: `archipelago serve` runs vllm, not sglang"),
         (("--cluster", "125001x dgx-h100"), "125001 nodes and 1000008 GPUs is too large"),

@@ -117,10 +117,10 @@ def test_the_error_that_reports_state_is_the_measured_one() -> None:
     tpot = np.abs(predicted.tpot_ms / np.array([row.tpot_ms for row in rows]) - 1)
     ttft = np.abs(predicted.ttft_ms / np.array([row.ttft_ms for row in rows]) - 1)
     assert f"{len(rows):,} public points" in KNOWN_ERROR
-    assert "within 10 % for half and within a third for nine in ten" in KNOWN_ERROR
+    assert "within 10% for half and within a third for nine in ten" in KNOWN_ERROR
     assert np.median(tpot) < 0.10
     assert np.quantile(tpot, 0.9) < 1 / 3
-    assert "time to first token within 40 % for half" in KNOWN_ERROR
+    assert "time to first token within 40% for half" in KNOWN_ERROR
     assert np.median(ttft) < 0.40
 
 
