@@ -11,7 +11,7 @@ from deployments.check import port_is_free
 from deployments.config import ModelConfig
 from deployments.config_messages import ConfigError
 from deployments.local_cluster import free_port
-from deployments.run_record import STATE_DIR_ENV, ServedModel
+from deployments.run_record import STATE_DIR_ENV, RunRecord, ServedModel, write
 
 __all__ = ["no_network", "ran"]
 
@@ -28,6 +28,13 @@ def nothing_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(STATE_DIR_ENV, str(tmp_path / "state"))
     # What is served on this machine beside the tests has the default port of the control API.
     monkeypatch.setattr(cli, "port_is_free", lambda host, port: port == 8001 or port_is_free(host, port))
+
+
+@pytest.fixture
+def something_served(tmp_path: Path) -> None:
+    """There is a record of it; what it says does not matter."""
+    record = RunRecord(ray_address="", cluster=None, models=(), control_url="", drain_timeout_s=1.0)
+    write(tmp_path / "state" / "run.json", record)
 
 
 @pytest.fixture
@@ -82,6 +89,7 @@ def test_a_config_that_cannot_be_downloaded_names_its_model(
     assert errors.splitlines()[1:] == ["models[1].source: 'acme/nowhere' is not accepted; the hub is away"]
 
 
+@pytest.mark.usefixtures("something_served")
 @pytest.mark.parametrize(("states", "wanted"), [(({"a": "deploying"}, {}), 1), (({}, {"b": "gone"}), 1), (({}, {}), 0)])
 def test_status_shows_every_model_and_fails_when_one_is_not_as_planned(
     states: tuple[dict[str, str], ...], wanted: int, ran: Ran, monkeypatch: pytest.MonkeyPatch
@@ -97,6 +105,7 @@ def test_status_shows_every_model_and_fails_when_one_is_not_as_planned(
     ]
 
 
+@pytest.mark.usefixtures("something_served")
 def test_a_model_that_was_removed_is_no_fault(ran: Ran, monkeypatch: pytest.MonkeyPatch) -> None:
     models = [ServedModel(name=name, url=f"http://127.0.0.1:{port}") for name, port in (("one", 1), ("two", 2))]
     monkeypatch.setattr(launch, "status", lambda path: list(zip(models, [{}, None], strict=True)))
@@ -106,6 +115,7 @@ def test_a_model_that_was_removed_is_no_fault(ran: Ran, monkeypatch: pytest.Monk
     assert "two was removed, and is not served any more; `archipelago events two` says why" in output
 
 
+@pytest.mark.usefixtures("something_served")
 def test_an_endpoint_that_does_not_answer_is_told_of_its_own_model(ran: Ran, monkeypatch: pytest.MonkeyPatch) -> None:
     models = [ServedModel(name=name, url=f"http://127.0.0.1:{port}") for name, port in (("one", 1), ("two", 2))]
     monkeypatch.setattr(launch, "status", lambda path: [(model, {}) for model in models])

@@ -1,5 +1,6 @@
 """What goes wrong in a running system: clients that leave, processes that die. No stream may show it."""
 
+import contextlib
 import os
 import signal
 from collections.abc import Callable
@@ -9,11 +10,11 @@ import httpx
 import moving_streams
 import psutil
 import pytest
-import ray
+from ray._private.state import actors
 from running_system import LONG_TOKENS, Deployed, prompts, stream, until
 
 from deployments import fleet
-from deployments.ingress import CONTROLLER, NAMESPACE
+from deployments.control.client import ControlError
 
 pytestmark = pytest.mark.engine
 
@@ -27,11 +28,15 @@ def tokens_generated(deployed: Deployed) -> float:
 
 
 def process(title: str) -> psutil.Process:
-    """The first of our processes whose title has this in it."""
-    # With attributes asked for beforehand, those that end meanwhile, and zombies, raise nothing.
-    every = psutil.process_iter(["cmdline", "name"])
-    (found, *_) = [one for one in every if title in " ".join(one.info["cmdline"] or [one.info["name"] or ""])]
-    return found
+    """The first process of this cluster whose title has this in it: an actor's, or one that an actor has started."""
+    for actor in actors().values():
+        if actor["State"] == "ALIVE":
+            with contextlib.suppress(psutil.NoSuchProcess):
+                mine = psutil.Process(actor["Pid"])
+                for one in (mine, *mine.children(recursive=True)):
+                    if title in " ".join(one.cmdline()):
+                        return one
+    raise AssertionError(f"no process {title}")
 
 
 def test_a_client_that_disconnects_has_its_generation_aborted(deploy: Callable[..., Any]) -> None:
@@ -92,7 +97,7 @@ def kill_engine_core(deployed: Deployed) -> None:
 
 def kill_controller(deployed: Deployed) -> None:
     process("ray::FleetController").kill()
-    until(lambda: ray.get_actor(CONTROLLER, namespace=NAMESPACE), "the controller is back")
+    until(lambda: _is_seen(deployed), "the controller is back")
 
 
 def kill_serve_controller(deployed: Deployed) -> None:
@@ -151,4 +156,12 @@ def _answers(url: str) -> bool:
     try:
         return httpx.get(f"{url}/health").status_code == httpx.codes.OK
     except httpx.HTTPError:
+        return False
+
+
+def _is_seen(deployed: Deployed) -> bool:
+    """Whether the control API tells of the fleet."""
+    try:
+        return bool(deployed.view())
+    except ControlError:
         return False
