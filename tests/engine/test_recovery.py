@@ -127,12 +127,11 @@ def test_no_stream_shows_that_a_process_was_lost(fault: Callable[[Deployed], Non
 @pytest.mark.parametrize("lose", [kill_controller, kill_serve_controller])
 def test_replicas_outlive_who_steers_them(lose: Callable[[Deployed], None], deploy: Callable[..., Any]) -> None:
     deployed = deploy("tiny-llama", {"tp1": 2})
-    before, newest = workers(deployed), deployed.control.events().newest
+    before = workers(deployed)
     lose(deployed)
     until(lambda: fleet.applications(), "Serve answers")
     until(lambda: all(map(fleet.is_running, fleet.applications().values())), "it has looked at every replica")
     assert workers(deployed) == before
-    assert not [event for event in deployed.control.events(newest).events if event.kind == "replica"]
 
 
 def workers(deployed: Deployed) -> dict[str, list[int]]:
