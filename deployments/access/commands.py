@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from deployments.access.keys import KeyFileError, KeyRecord, Role, digest, new_key, read_keys, sole_writer, write_keys
-from deployments.access.priorities import UNASKED
+from deployments.access.priorities import MOST, UNASKED
 
 EXAMPLES = """\
 examples:
@@ -32,7 +32,7 @@ _FILE = "api-keys.json"
 _AGE = re.compile(r"([1-9][0-9]{0,5})([mhd])")
 _ACCEPTED = {
     "name": "letters, digits and . _ @ -, at most 64",
-    "priority": "a whole number from -100000 to 100000",
+    "priority": f"a whole number from {-MOST} to {MOST}",
 }
 _UNITS = {"m": "minutes", "h": "hours", "d": "days"}
 Keys = tuple[KeyRecord, ...]

@@ -18,7 +18,7 @@ from typing import Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
-from deployments.access.priorities import UNASKED
+from deployments.access.priorities import MOST, UNASKED
 from deployments.config_messages import problems_of
 
 _KEY = re.compile(r"ak-(?P<id>[0-9a-f]{12})-[A-Za-z0-9_-]{43}", re.ASCII)
@@ -44,7 +44,7 @@ class KeyRecord(BaseModel):
     role: Role = "use"
     requests_per_minute: int | None = Field(default=None, ge=1, le=10**9)
     tokens_per_minute: int | None = Field(default=None, ge=1, le=10**12)
-    priority: int = Field(default=UNASKED, ge=-100_000, le=100_000)
+    priority: int = Field(default=UNASKED, ge=-MOST, le=MOST)
     created_at: AwareDatetime
     expires_at: AwareDatetime | None = None
 

@@ -3,6 +3,7 @@
 from contextvars import ContextVar
 
 UNASKED = 0  # what a request has that names no priority
+MOST = 100_000  # that a key may have, above 0 or below
 
 
 def granted(asked: int, least: int) -> int:
