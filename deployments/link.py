@@ -114,7 +114,8 @@ class FleetLink:
 
     def refusal(self, arrival: Arrival) -> Refusal | None:
         """Whether a new request like this one should be refused now; held requests are not."""
-        return self._traffic.refusal(arrival, self.ready, self.now()) if self.ready else None
+        ready = self.ready
+        return self._traffic.refusal(arrival, ready, self.now()) if ready else None
 
     # --- for the engine in the ingress ---
 
@@ -125,10 +126,11 @@ class FleetLink:
             NoReplicaReadyError: nothing has been sent.
             Exception: whatever the request's ``encode`` raises; nothing has been sent.
         """
-        if not self.is_open or (not self.ready and len(self._held) >= MAX_HELD):
+        is_ready = bool(self.ready)
+        if not self.is_open or (not is_ready and len(self._held) >= MAX_HELD):
             raise NoReplicaReadyError(f"none of the {self._membership.planned_replicas} replicas takes requests now")
         stream = Stream(request, self.now())
-        if not self.ready:  # what cannot be encoded is refused now: later it would raise where all that is held is sent
+        if not is_ready:  # what cannot be encoded is refused now: later it would raise where all that is held is sent
             request.encode(stream.next_wire_id(), ())
         self._send_or_hold(stream)
         self._streams[request.request_id] = stream
