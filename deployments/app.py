@@ -49,11 +49,11 @@ def replica_app(plan: ReplicaPlan, selectors: Mapping[str, Mapping[str, str]], e
     return deployment.bind(plan)
 
 
-def ingress_app(plan: IngressPlan, env: Mapping[str, str], ingresses: int) -> Application:
+def ingress_app(plan: IngressPlan, env: Mapping[str, str]) -> Application:
     """Build the application that answers HTTP."""
     deployment: Deployment = serve.deployment(
         name=INGRESS_DEPLOYMENT,
-        num_replicas=ingresses,
+        num_replicas=plan.ingresses,
         max_ongoing_requests=MAX_CALLS,
         max_constructor_retry_count=3,
         health_check_period_s=HEALTH_CHECK_PERIOD_S,

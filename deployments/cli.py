@@ -65,7 +65,9 @@ def parser() -> argparse.ArgumentParser:
     root = root_parser()
     commands = root.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    serve = commands.add_parser("serve", help="start serving a model; returns when it answers")
+    serve = commands.add_parser(
+        "serve", help="serve what a file says, or change what is served; returns when it answers"
+    )
     _add_config(serve)
     serve.add_argument("--block", action="store_true", help="stay in the foreground; stop everything on Ctrl-C")
     serve.set_defaults(run=_serve)
@@ -146,11 +148,12 @@ def _add_config(command: argparse.ArgumentParser) -> None:
 def _serve(arguments: argparse.Namespace) -> int:
     path = record_path(os.environ, Path.cwd())
     running = run_record.read(path)
-    if running is not None and run_record.is_alive(running):
-        there = ", ".join(f"{model.name} at {model.url}" for model in running.models)
-        return _failed(f"already serving {there}; end it first with `archipelago stop`")
+    running = running if running is not None and run_record.is_alive(running) else None
     checked = _downloaded(_checked(_config(arguments)))
     say = _progress()
+    if running is not None:
+        there = ", ".join(f"{model.name} at {model.url}" for model in running.models)
+        say(f"changing what is served: {there}")
     for note in checked.notes:
         say(note)
     say("loading Ray")
@@ -160,7 +163,7 @@ def _serve(arguments: argparse.Namespace) -> int:
     # SIGTERM must take back what was started, as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        record = launch.serve(checked, path, os.environ, say)
+        record = launch.serve(checked, path, os.environ, say, running)
     except LaunchError as error:
         return _failed(error)
     for model in record.models:
@@ -234,7 +237,13 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _checked(config: Config) -> Checked:
-    return check(config, environ=os.environ, port_is_free=port_is_free)
+    record = run_record.read(record_path(os.environ, Path.cwd()))
+    ours = run_record.ports(record) if record is not None and run_record.is_alive(record) else frozenset()
+
+    def is_free(host: str, port: int) -> bool:
+        return port in ours or port_is_free(host, port)
+
+    return check(config, environ=os.environ, port_is_free=is_free)
 
 
 def _downloaded(checked: Checked) -> Checked:

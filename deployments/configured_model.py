@@ -1,7 +1,6 @@
 """From a checked configuration to what the fleet controller is asked for."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 from deployments.access.checking import access_of
@@ -53,6 +52,7 @@ def _record(config: Config, checked: CheckedModel, shape: Shape, cluster: Cluste
         plan=fleet_plan(config, checked),
         desired=desired,
         configured_limits=limits,
+        configured=desired.pools,
         shapes=known,
         speeds=predicted_speeds(model, checked.spec, known, cluster) if checked.spec else {},
     )
@@ -61,14 +61,14 @@ def _record(config: Config, checked: CheckedModel, shape: Shape, cluster: Cluste
 def refuse_clashes(wanted: Sequence[ModelRecord], served: Mapping[str, ModelRecord]) -> None:
     """Raise ConfigError for what the `served` models of the cluster stand in the way of.
 
-    The controller keeps the replicas that run, so a model that is served already can only be asked for as it is.
+    The controller keeps the replicas that run, so of a model that is served already its engine must stay as it is.
     """
     problems: list[str] = []
     for index, record in enumerate(wanted):
         plan, known = record.plan, served.get(record.plan.model)
         differences = list(_iter_differences(plan, known.plan)) if known else []
         if differences:
-            accepted = f"it is served already on this cluster, with other settings ({'; '.join(differences)})"
+            accepted = f"it is served already on this cluster, by another engine ({'; '.join(differences)})"
             change = "stop it first, or give another name"
             problems.append(refused(f"models[{index}].name", plan.model, f"{accepted}; {change}"))
         for other in served.values():
@@ -80,31 +80,21 @@ def refuse_clashes(wanted: Sequence[ModelRecord], served: Mapping[str, ModelReco
 
 
 def _iter_differences(wanted: FleetPlan, served: FleetPlan) -> Iterator[str]:
-    new, old = _settings(wanted), _settings(served)
+    new, old = _engine(wanted), _engine(served)
     for name in dict.fromkeys((*new, *old)):
         if new.get(name) != old.get(name):
             is_secret = name.endswith(_SECRET)
             yield name if is_secret else f"{name} is {shown(old.get(name))} there and {shown(new.get(name))} here"
 
 
-def _settings(plan: FleetPlan) -> dict[str, Any]:
-    """How a model is served, by the fields of a configuration; null is what vLLM does without the field."""
+def _engine(plan: FleetPlan) -> dict[str, Any]:
+    """What each replica is started with, by the fields of a configuration; null is what vLLM does without the field."""
     return {
         "source": plan.source,
-        "port": plan.port,
         **{f"engine.{name}": value for name, value in plan.engine_args.items()},
-        "tool_call_parser": plan.frontend_args["tool_call_parser"],
-        "chat_template": plan.frontend_args["chat_template"],
         "simulated": plan.simulated,
-        "endpoint.host": plan.host,
-        "endpoint.ingresses": plan.ingresses,
-        **{f"endpoint.{name}": value for name, value in asdict(plan.access).items()},
-        **{f"telemetry.{name}": value for name, value in plan.telemetry},
-        "limits.drain_timeout_s": plan.drain_timeout_s,
         "limits.step_timeout_s": plan.step_timeout_s,
-        "limits.hold_timeout_s": plan.hold_s,
-        "limits.max_queued_requests": plan.admission.max_queued_requests,
-        "limits.max_ttft_s": plan.admission.max_ttft_s,
+        "telemetry.otlp_endpoint": plan.telemetry.otlp_endpoint,
     }
 
 

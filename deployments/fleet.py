@@ -12,6 +12,7 @@ from typing import Any
 import ray
 from ray import serve
 from ray.serve import RunTarget
+from ray.serve._private.common import ReplicaState
 from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, LoggingConfig
 from ray.util import placement_group_table
 
@@ -28,7 +29,8 @@ from placement import Layout, ModelSpec
 # Serve logs each HTTP request by default; at hundreds of streams that is work on the hot path.
 LOGGING = LoggingConfig(enable_access_log=False)
 STEP_MARGIN_S = 5.0
-_OUR_NAME = re.compile(r".+--(ingress|[a-z0-9]+--[0-9]+)")  # FleetPlan.ingress_name, reconcile.reconciler._starts
+_OUR_NAME = re.compile(r".+--(?P<kind>[a-z0-9]+)--[0-9]+")  # FleetPlan.ingress_name, reconcile.reconciler._starts
+_INGRESS = "ingress"  # where a replica has its shape
 # Serve's words for a replica that fits on no node now (ray/serve/_private/deployment_state.py:5676).
 _NO_ROOM = re.compile(r"Resources required for each replica: (?P<needs>.+?), total resources available:")
 REPLICA_ID_PREFIX = "SERVE_REPLICA::"  # ray/serve/_private/common.py, ReplicaID
@@ -63,10 +65,14 @@ class FleetPlan:
         """The model's name as part of the names of Serve applications."""
         return self.model.replace("/", "-")
 
-    @property
-    def ingress_name(self) -> str:
-        """The Serve application that answers HTTP."""
-        return f"{self.slug}--ingress"
+    def ingress_name(self, index: int) -> str:
+        """A Serve application that answers HTTP; ``index`` is its own."""
+        return f"{self.slug}--{_INGRESS}--{index}"
+
+    def is_ingress(self, name: str) -> bool:
+        """Whether a Serve application answers HTTP for this model, with whatever settings."""
+        kept, _, index = name.rpartition("--")
+        return kept == f"{self.slug}--{_INGRESS}" and index.isdecimal()
 
 
 def start_serve() -> None:
@@ -79,19 +85,24 @@ def stop_serve() -> None:
     serve.shutdown()  # type: ignore[no-untyped-call]
 
 
-def start_ingress(plan: FleetPlan, secret: str) -> None:
-    """Ask Serve for the ingresses of a model; returns before they are ready."""
-    ingress = IngressPlan(
+def ingress_plan(plan: FleetPlan, secret: str) -> IngressPlan:
+    """What each ingress of the model is started with."""
+    return IngressPlan(
         model=plan.model,
         serve_args={"model": plan.source, **plan.engine_args, **plan.frontend_args},
         host=plan.host,
         port=plan.port,
+        ingresses=plan.ingresses,
         secret=secret,
         limits=plan.admission,
         access=plan.access,
         telemetry=plan.telemetry,
     )
-    _run(plan.ingress_name, ingress_app(ingress, _env(plan), plan.ingresses))
+
+
+def start_ingress(plan: FleetPlan, name: str, secret: str) -> None:
+    """Ask Serve for the ingresses of a model; returns before they are ready."""
+    _run(name, ingress_app(ingress_plan(plan, secret), _env(plan)))
 
 
 def start_replica(plan: FleetPlan, name: str, layout: Layout, where: Inventory, secret: str) -> None:
@@ -177,6 +188,11 @@ def waits_for(overview: ApplicationStatusOverview) -> str:
     return f"no node has {found['needs']} free for it" if found else ""
 
 
+def running_processes(overview: ApplicationStatusOverview) -> int:
+    """How many replicas, in Serve's sense, of the application's one deployment run."""
+    return sum(one.replica_states.get(ReplicaState.RUNNING, 0) for one in overview.deployments.values())
+
+
 def is_running(overview: ApplicationStatusOverview | None) -> bool:
     """Whether the application has all it asked for."""
     return overview is not None and overview.status == ApplicationStatus.RUNNING
@@ -189,8 +205,9 @@ def is_going(overview: ApplicationStatusOverview) -> bool:
 
 def is_ours(name: str, overview: ApplicationStatusOverview) -> bool:
     """Whether an application is a replica or an ingress of a fleet, by its name and by what it holds."""
-    kind = INGRESS_DEPLOYMENT if name.endswith("--ingress") else REPLICA_DEPLOYMENT
-    return _OUR_NAME.fullmatch(name) is not None and set(overview.deployments) <= {kind}
+    found = _OUR_NAME.fullmatch(name)
+    kind = INGRESS_DEPLOYMENT if found and found["kind"] == _INGRESS else REPLICA_DEPLOYMENT
+    return found is not None and set(overview.deployments) <= {kind}
 
 
 def has_failed(overview: ApplicationStatusOverview) -> bool:

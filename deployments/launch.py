@@ -29,6 +29,7 @@ from deployments.cluster_access import (
     start_cluster,
 )
 from deployments.config import Config
+from deployments.config_messages import ConfigError, refused, shown
 from deployments.configured_model import model_records, refuse_clashes
 from deployments.control.gate import Caller
 from deployments.control.wire import Event
@@ -50,35 +51,44 @@ CLOSE_TIMEOUT_S = 60.0  # a controller that was killed is back by then, and has 
 Controller = Any  # a handle of the actor FleetController: Ray's types do not follow its methods
 
 
-def serve(checked: Checked, record_path: Path, environ: Mapping[str, str], say: Say) -> RunRecord:
+def serve(
+    checked: Checked, record_path: Path, environ: Mapping[str, str], say: Say, running: RunRecord | None = None
+) -> RunRecord:
     """Start everything a checked configuration asks for; returns when requests are answered.
 
+    Where something is ``running`` already, what is configured otherwise is changed, and what is new is added.
     Whatever was started is ended again when a later step fails or the user interrupts.
 
     Raises:
         LaunchError: a step failed.
-        ConfigError: the discovered cluster cannot hold what is configured, or serves it with other settings.
+        ConfigError: the discovered cluster cannot hold what is configured, or serves it by another engine.
     """
+    if running is not None:
+        _refuse_other_cluster(checked.config, running)
     for made in sorted({model.source.made for model in checked.models if model.source.made is not None}):
         say(f"making the model {made} (kept for the next time)")
         make_model(made, cache_root(environ))
     begun: list[str] = []
-    cluster = start_cluster(checked.config.cluster, environ, say)
+    started = None if running else start_cluster(checked.config.cluster, environ, say)
+    cluster = running.cluster if running else started
+    if cluster is not None:
+        local_cluster.present_token(cluster)
     try:
         connect(cluster.address if cluster else address_of(checked.config))
         where = discover(checked.config)
         served = Store()  # to read only: the controller is the one that writes
         wanted = _wanted(checked, where.cluster, served)
         controller = _controller(checked.config, record_path)
-        record = _record([one.plan for one in wanted], controller, cluster)
+        record = _record(checked.config, wanted, controller, cluster, running)
         run_record.write(record_path, record)
         begun += [one.plan.model for one in wanted if one.plan.model not in served.models]
         _deploy(wanted, controller, say)
     except BaseException as error:
-        if cluster is not None or begun:
+        if started is not None or begun:
             say("taking back what was started")
         with _undisturbed():
-            _take_back(cluster, begun, record_path)
+            _take_back(started, begun, say)
+            run_record.write(record_path, running) if running else run_record.remove(record_path)
         if isinstance(error, NoGpusError | GpuMemoryUnknownError | RayError):
             raise LaunchError(str(error)) from error
         raise
@@ -99,7 +109,7 @@ def stop(record_path: Path, say: Say) -> bool:
         with connected(record.ray_address, record.cluster):
             _drain(record, say)
             if record.cluster is None:
-                _remove([model.name for model in record.models])
+                _remove([model.name for model in record.models], record.drain_timeout_s, say)
     if record.cluster is not None:
         say(f"{local_cluster.stop(record.cluster)} processes have ended")
     run_record.remove(record_path)
@@ -125,17 +135,19 @@ def _close(record: RunRecord, controller: Controller, wait_s: float, timeout_s: 
     return sum(ray.get(calls, timeout=timeout_s))
 
 
-def _remove(models: Sequence[str]) -> None:
+def _remove(models: Sequence[str], drain_timeout_s: float, say: Say) -> None:
     """Have the controller end models, and the controller too when those were the last ones."""
     try:
         controller: Controller = ray.get_actor(CONTROLLER, namespace=NAMESPACE)
     except ValueError:
         return
     ray.get([controller.remove.remote(model) for model in models])
-    deadline_s = time.monotonic() + GONE_TIMEOUT_S
-    while set(models) & set(left := ray.get(controller.models.remote())) and time.monotonic() < deadline_s:
+    deadline_s = time.monotonic() + drain_timeout_s + GONE_TIMEOUT_S
+    while (going := set(models) & set(left := ray.get(controller.models.remote()))) and time.monotonic() < deadline_s:
         time.sleep(POLL_S)
-    if not left:
+    if going:
+        say(f"not gone yet: {', '.join(sorted(going))}; the fleet controller goes on with it")
+    elif not left:
         ray.get(controller.forget_everything.remote())
         ray.kill(controller)
         if not fleet.applications():
@@ -193,9 +205,24 @@ def _controller(config: Config, record_path: Path) -> Controller:
         tls=tls_of(config.control.tls),
     )
     controller = start_controller(settings)
-    token, _ = next(iter(ray.get(controller.settings.remote()).tokens.items()))
+    there: Settings = ray.get(controller.settings.remote())
+    _refuse_other_control(settings, there)
+    token, _ = next(iter(there.tokens.items()))
     run_record.write_token(run_record.token_path(record_path), token)
     return controller
+
+
+def _refuse_other_control(wanted: Settings, there: Settings) -> None:
+    """Raise ConfigError where the controller of the cluster, which others may have started, listens otherwise."""
+    fields = {"host": "host", "port": "port", "api_keys": "keys", "tls": "tls"}
+    here = {field: (getattr(wanted, name), getattr(there, name)) for field, name in fields.items()}
+    problems = [
+        refused(f"control.{field}", new, f"this cluster's control API has {shown(old)}; give that, or stop it first")
+        for field, (new, old) in here.items()
+        if new != old
+    ]
+    if problems:
+        raise ConfigError(problems)
 
 
 def _wanted(checked: Checked, cluster: Cluster, served: Store) -> tuple[ModelRecord, ...]:
@@ -212,32 +239,30 @@ def _wanted(checked: Checked, cluster: Cluster, served: Store) -> tuple[ModelRec
 
 def _deploy(wanted: Sequence[ModelRecord], controller: Controller, say: Say) -> None:
     """Have the models served, all at once, and tell what happens until requests to each are answered."""
-    names = {record.plan.model for record in wanted}
     newest = ray.get(controller.events.remote(None, None, 0)).newest  # what was before is not our business
-    for record in wanted:  # in this order they choose their places
-        ray.get(controller.serve.remote(record))
+    # In this order they choose their places.
+    ingresses: dict[str, str] = {record.plan.model: ray.get(controller.serve.remote(record)) for record in wanted}
     timeout_s = max(record.limits.start_timeout_s for record in wanted)
     deadline_s = time.monotonic() + timeout_s
     while waiting := [record.plan for record in wanted if not _is_ready(record.plan, controller)]:
         page = ray.get(controller.events.remote(newest, None, POLL_S))
         newest = page.newest
         for event in page.events:
-            if event.model in names:
+            if event.model in ingresses:
                 _tell(event, say)
         applications = fleet.applications()
-        for plan in waiting:
-            overview = applications.get(plan.ingress_name)
+        overviews = {plan.model: applications.get(ingresses[plan.model]) for plan in waiting}
+        for model, overview in overviews.items():
             if overview is not None and fleet.has_failed(overview):
-                raise LaunchError(f"{plan.ingress_name} did not start: {fleet.cause_of(overview)}")
+                raise LaunchError(f"{ingresses[model]} did not start: {fleet.cause_of(overview)}")
         if time.monotonic() > deadline_s:
-            late = ", ".join(_late(plan, applications) for plan in waiting)
+            late = ", ".join(_late(model, overview) for model, overview in overviews.items())
             raise LaunchError(f"not ready after limits.start_timeout_s = {timeout_s:g} s: {late}")
 
 
-def _late(plan: FleetPlan, applications: Mapping[str, ApplicationStatusOverview]) -> str:
-    overview = applications.get(plan.ingress_name)
+def _late(model: str, overview: ApplicationStatusOverview | None) -> str:
     why = "" if overview is None else fleet.waits_for(overview)
-    return f"{plan.model} ({why})" if why else plan.model
+    return f"{model} ({why})" if why else model
 
 
 def _is_ready(plan: FleetPlan, controller: Controller) -> bool:
@@ -253,9 +278,9 @@ def _tell(event: Event, say: Say) -> None:
 
 
 def is_settled(controller: Controller, model: str) -> bool:
-    """Whether all replicas of the model that are wanted serve."""
+    """Whether all replicas of the model that are wanted serve, and the ingresses that are wanted have its clients."""
     view = ray.get(controller.read.remote()).fleet(model)
-    return view is not None and view.phase == "steady"
+    return view is not None and view.phase == "steady" and view.next_ingress is None
 
 
 @contextlib.contextmanager
@@ -270,23 +295,42 @@ def _undisturbed() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _take_back(cluster: LocalCluster | None, begun: Sequence[str], record_path: Path) -> None:
-    if cluster is not None:
-        local_cluster.stop(cluster)
+def _take_back(started: LocalCluster | None, begun: Sequence[str], say: Say) -> None:
+    if started is not None:
+        local_cluster.stop(started)
     elif begun:
-        _remove(begun)
-    run_record.remove(record_path)
+        _remove(begun, 0.0, say)
 
 
-def _record(plans: Sequence[FleetPlan], controller: Controller, cluster: LocalCluster | None) -> RunRecord:
+def _refuse_other_cluster(config: Config, running: RunRecord) -> None:
+    """Raise ConfigError where what runs was served on another cluster than is configured now."""
+    here = config.cluster.model_dump_json()
+    if running.configured_cluster not in (None, here):
+        there = f"{', '.join(model.name for model in running.models)} is served on {running.configured_cluster}"
+        raise ConfigError(
+            [refused("cluster", here, f"{there} from this directory; end that first with `archipelago stop`")]
+        )
+
+
+def _record(
+    config: Config,
+    wanted: Sequence[ModelRecord],
+    controller: Controller,
+    cluster: LocalCluster | None,
+    running: RunRecord | None,
+) -> RunRecord:
     settings: Settings = ray.get(controller.settings.remote())
+    served = {one.plan.model: ServedModel(name=one.plan.model, url=url_of(one.plan)) for one in wanted}
+    others = [model for model in running.models if model.name not in served] if running else []
+    drains_s = [one.plan.drain_timeout_s for one in wanted] + ([running.drain_timeout_s] if others and running else [])
     return RunRecord(
         ray_address=ray.get_runtime_context().gcs_address,
         cluster=cluster,
-        models=tuple(ServedModel(name=plan.model, url=url_of(plan)) for plan in plans),
+        models=(*served.values(), *others),
         control_url=_url(settings.host, settings.port, is_tls=settings.tls is not None),
         control_certificate=settings.tls.certificate if settings.tls else None,
-        drain_timeout_s=max(plan.drain_timeout_s for plan in plans),
+        drain_timeout_s=max(drains_s),
+        configured_cluster=config.cluster.model_dump_json(),
     )
 
 

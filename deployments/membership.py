@@ -37,6 +37,8 @@ class Membership:
     long only while ``holds_new``, during an announced stall; otherwise they are refused at once. ``is_closing``: no new
     requests at all. ``is_going``: no replica will come any more, so nothing waits for one. ``planned_replicas`` counts
     those that are starting as well.
+
+    ``leaving_ingresses`` are Serve applications whose processes take no new connections; ``ingresses`` others do.
     """
 
     version: int = 0
@@ -46,6 +48,8 @@ class Membership:
     holds_new: bool = False
     is_closing: bool = False
     is_going: bool = False
+    leaving_ingresses: frozenset[str] = frozenset()
+    ingresses: int = 0
 
     @property
     def why_lost(self) -> str:
@@ -59,7 +63,8 @@ class IngressReport:
 
     ``moved_from`` counts the requests that have left each replica for another; ``quarantined`` are the latest ids of
     those that are not tried again since replicas have died of them.
-    Prometheus finds its series at ``metrics_address`` (host:port), which no other ingress shares.
+    Prometheus finds its series at ``metrics_address`` (host:port), which no other ingress shares. ``application`` is
+    what Serve knows it by; ``has_left``: it takes no connections any more, and its last one has gone.
     """
 
     ingress: str
@@ -70,6 +75,8 @@ class IngressReport:
     metrics_address: str = ""
     moved_from: Mapping[str, int] = field(default_factory=dict)
     quarantined: tuple[str, ...] = ()
+    application: str = ""
+    has_left: bool = False
 
     @property
     def moved_requests(self) -> int:

@@ -5,6 +5,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 
@@ -30,7 +31,8 @@ class ServedModel:
 class RunRecord:
     """One running deployment. ``cluster`` is the cluster that was started for it, if one was.
 
-    ``control_certificate`` is what the control API shows where it speaks TLS.
+    ``control_certificate`` is what the control API shows where it speaks TLS. ``configured_cluster`` is the section
+    `cluster` that it was served with, as JSON.
     """
 
     ray_address: str
@@ -39,6 +41,7 @@ class RunRecord:
     control_url: str
     drain_timeout_s: float
     control_certificate: str | None = None
+    configured_cluster: str | None = None
 
 
 def record_path(environ: Mapping[str, str], cwd: Path) -> Path:
@@ -106,6 +109,12 @@ def is_alive(record: RunRecord) -> bool:
     if record.cluster is not None:
         return any(True for _ in processes(record.cluster))
     return any(health(model.url) is not None for model in record.models)
+
+
+def ports(record: RunRecord) -> frozenset[int]:
+    """Where it listens."""
+    found = (urlsplit(url).port for url in (record.control_url, *(model.url for model in record.models)))
+    return frozenset(port for port in found if port is not None)
 
 
 def health(url: str) -> int | None:

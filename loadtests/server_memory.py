@@ -25,7 +25,7 @@ ROLES: tuple[tuple[str, re.Pattern[str]], ...] = (
     ),
     ("Serve controller", re.compile(r"^ray::ServeController")),
     ("Serve proxy", re.compile(r"^ray::ProxyActor")),
-    ("ingress", re.compile(r"^ray::ServeReplica:\S*--ingress:")),
+    ("ingress", re.compile(r"^ray::ServeReplica:\S*--ingress--\d+:")),
     ("replica", re.compile(r"^ray::ServeReplica:")),
     ("EngineCore", re.compile(r"^VLLM::EngineCore")),
     ("worker", re.compile(r"^(VLLM::Worker|ray::\S*Worker)")),

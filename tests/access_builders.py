@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from ipaddress import ip_address
@@ -76,12 +76,21 @@ class Echo:
 @contextlib.contextmanager
 def served(app: Any, access: Access, *, is_endpoint: bool = True) -> Iterator[int]:
     """Serve an application in another thread, as an ingress does, or as the fleet controller does; gives the port."""
-    listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
+    with socket.create_server(("127.0.0.1", 0), backlog=2048) as listener, serving(app, access, listener, is_endpoint):
+        yield listener.getsockname()[1]
+
+
+@contextlib.contextmanager
+def serving(
+    app: Any, access: Access, listener: socket.socket, is_endpoint: bool = True
+) -> Iterator[Callable[[], threading.Thread]]:
+    """Serve at a socket; gives what has the server close, and its thread, which then ends by itself."""
     loop = asyncio.new_event_loop()
+    closes = asyncio.Event()
 
     async def main() -> None:
         inner = guarded(app, access)[0] if is_endpoint else app
-        await serve(inner, [listener], access.limits, access.tls)
+        await serve(inner, [listener], access.limits, access.tls, closes)
 
     task = loop.create_task(main())
 
@@ -92,12 +101,17 @@ def served(app: Any, access: Access, *, is_endpoint: bool = True) -> Iterator[in
 
     thread = threading.Thread(target=run)
     thread.start()
+
+    def close() -> threading.Thread:
+        loop.call_soon_threadsafe(closes.set)
+        return thread
+
     try:
-        yield listener.getsockname()[1]
+        yield close
     finally:
-        loop.call_soon_threadsafe(task.cancel)
+        with contextlib.suppress(RuntimeError):  # its loop has ended
+            loop.call_soon_threadsafe(task.cancel)
         thread.join(DEADLINE_S)
-        listener.close()
     assert not thread.is_alive()
 
 

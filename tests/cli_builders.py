@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from deployments import model_source
+from deployments import hub
 from deployments.cli import main
-from deployments.config_messages import ConfigError
 from deployments.local_cluster import LocalCluster, free_port
 from deployments.run_record import RunRecord, ServedModel
+from placement.given import HubError
 
 Ran = Callable[..., tuple[int, str, str]]
 
@@ -21,10 +21,10 @@ Ran = Callable[..., tuple[int, str, str]]
 def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Whoever asks the hub is told that it does not answer."""
 
-    def refuse(model: object, environ: object) -> None:
-        raise ConfigError(["the hub is not asked in tests"])
+    def refuse(repo: str, environ: object, **options: object) -> None:
+        raise HubError("it is not asked in tests")
 
-    monkeypatch.setattr(model_source, "download_config", refuse)
+    monkeypatch.setattr(hub, "fetch", refuse)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
 
 

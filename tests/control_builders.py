@@ -66,7 +66,13 @@ UNDER_WAY = RepartitionView(
 def fleet_view(model: str = MODEL, **changes: Any) -> FleetView:
     pools = {"tp2pp2": 1}
     view = FleetView(
-        model=model, version=3, phase="steady", desired_pools=pools, effective_pools=pools, replicas=(REPLICA,)
+        model=model,
+        version=3,
+        phase="steady",
+        ingress=f"{model}--ingress--0",
+        desired_pools=pools,
+        effective_pools=pools,
+        replicas=(REPLICA,),
     )
     return view.model_copy(update=changes)
 

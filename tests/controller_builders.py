@@ -6,7 +6,7 @@ from typing import Any
 
 from deployment_builders import report_of
 from placement_builders import cluster_of
-from ray.serve._private.common import DeploymentStatus, DeploymentStatusTrigger
+from ray.serve._private.common import DeploymentStatus, DeploymentStatusTrigger, ReplicaState
 from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, DeploymentStatusOverview
 from reconcile_builders import pools_of
 
@@ -53,7 +53,9 @@ def model_record(pools: str, model: str = MODEL, *, limits: Mapping[str, Any] | 
         "plan": plan(model),
         "desired": Desired(model=model, pools=pools_of(pools), reason="configured"),
         "configured_limits": Limits(**{"start_timeout_s": 100.0, "drain_timeout_s": 30.0} | dict(limits or {})),
+        "configured": pools_of(pools),
         "shapes": SHAPES,
+        "ingress": plan(model).ingress_name(0),
     }
     return ModelRecord(**fields | changes)
 
@@ -61,7 +63,10 @@ def model_record(pools: str, model: str = MODEL, *, limits: Mapping[str, Any] | 
 def application(
     status: ApplicationStatus, *, message: str = "", kind: str = REPLICA_DEPLOYMENT
 ) -> ApplicationStatusOverview:
-    deployment = DeploymentStatusOverview(DeploymentStatus.UPDATING, DeploymentStatusTrigger.UNSPECIFIED, {}, message)
+    running = {ReplicaState.RUNNING: int(status == ApplicationStatus.RUNNING)}
+    deployment = DeploymentStatusOverview(
+        DeploymentStatus.UPDATING, DeploymentStatusTrigger.UNSPECIFIED, running, message
+    )
     return ApplicationStatusOverview(status, message, 0.0, {kind: deployment})
 
 
@@ -149,10 +154,10 @@ class MemoryServe:
         self.requests[name] = 1
         self.started.append(name)
 
-    def start_ingress(self, plan: FleetPlan, secret: str) -> None:
+    def start_ingress(self, plan: FleetPlan, name: str, secret: str) -> None:
         self._count()
-        assert self._status(plan.ingress_name) is None
-        self.apps[plan.ingress_name] = Application(seats=frozenset(), layout=None, started_s=self.now_s)
+        assert self._status(name) is None
+        self.apps[name] = Application(seats=frozenset(), layout=None, started_s=self.now_s)
 
     def delete(self, name: str) -> None:
         self._count()

@@ -14,7 +14,7 @@ from deployments.control.events import EventLog
 from deployments.controller import executing, observing, reconciling, records
 from deployments.controller.reconciling import Reconciler
 from deployments.controller.records import Store
-from deployments.membership import Member, Membership
+from deployments.membership import IngressReport, Member, Membership
 
 
 class Controller:
@@ -28,6 +28,8 @@ class Controller:
         self.told: list[str] = []
         self.crashes = 0
         self.unfinished = 0  # requests that the ingresses tell of
+        self.staying: set[str] = set()  # ingresses that still have a client when they are to leave
+        self.unconnected: set[str] = set()  # ingresses that reach no replica
         self.begin()
 
     def begin(self) -> None:
@@ -39,9 +41,28 @@ class Controller:
             self.events,
             "secret",
             lambda model: self.unfinished,
+            self.heard,
             now=lambda: self.serve.now_s,
         )
         self.store = self.reconciler.store
+
+    def heard(self, model: str) -> list[IngressReport]:
+        """What one process of each ingress that runs says."""
+        told = self.reconciler.memberships.get(model, Membership())
+        names = [name for name, app in self.serve.applications().items() if self.serve.is_running(app)]
+        return [
+            IngressReport(
+                ingress=f"process-of-{name}",
+                connected=frozenset(() if name in self.unconnected else (one.replica for one in told.members)),
+                unfinished_requests=0,
+                held_requests=0,
+                decode_tokens_per_s={},
+                application=name,
+                has_left=name in told.leaving_ingresses - self.staying,
+            )
+            for name in names
+            if self.store.models[model].plan.is_ingress(name)
+        ]
 
     def turn(self) -> bool:
         """One turn, and a second; a controller that dies in it is followed by another one."""
@@ -109,8 +130,8 @@ def members(controller: Controller) -> dict[str, Member]:
 def check_nothing_is_left_over(controller: Controller) -> None:
     """Serve has exactly what is on record, nothing was started twice, and a new process finds the same."""
     serve, store = controller.serve, controller.store
-    ingresses = {record.plan.ingress_name for record in store.models.values()}
-    assert serve.applications().keys() == store.replicas.keys() | ingresses
+    answering = {record.ingress for record in store.models.values()}
+    assert serve.applications().keys() == store.replicas.keys() | answering
     assert len(serve.started) == len(set(serve.started))
     found = Store()
     assert (found.models, found.replicas, found.next_index) == (store.models, store.replicas, store.next_index)

@@ -65,7 +65,14 @@ def view(model: str, replicas: list[ReplicaView], **changes: Any) -> FleetView:
     pools: dict[str, int] = {}
     for one in replicas:
         pools[one.shape] = pools.get(one.shape, 0) + 1
-    fields = {"model": model, "version": 7, "phase": "steady", "desired_pools": pools, "effective_pools": pools}
+    fields: dict[str, Any] = {
+        "model": model,
+        "version": 7,
+        "phase": "steady",
+        "desired_pools": pools,
+        "effective_pools": pools,
+    }
+    fields["ingress"] = f"{model}--ingress--0"
     return FleetView(**fields, replicas=tuple(replicas), **changes)
 
 

@@ -78,7 +78,7 @@ def record_of(plan: FleetPlan, pools: dict[str, int]) -> ModelRecord:
     limits = reconcile.Limits(start_timeout_s=SETTLE_TIMEOUT_S, drain_timeout_s=plan.drain_timeout_s)
     desired = Desired(model=plan.model, pools=wanted, reason="test")
     shapes = {Shape.parse(shape): 0 for shape in SHAPES}
-    return ModelRecord(plan=plan, desired=desired, configured_limits=limits, shapes=shapes)
+    return ModelRecord(plan=plan, desired=desired, configured_limits=limits, configured=wanted, shapes=shapes)
 
 
 @dataclass
@@ -93,7 +93,7 @@ class System:
     # --- models ---
 
     def serve(self, plan: FleetPlan, pools: dict[str, int]) -> Deployed:
-        """Serve a model; returns when it answers."""
+        """Serve a model, or serve it with other settings; returns when it answers."""
         deployed = Deployed(model=plan.model, url=launch.url_of(plan), controller=self.controller, control=self.control)
         self.served[plan.model] = deployed
         ray.get(self.controller.serve.remote(record_of(plan, pools)))
@@ -162,8 +162,9 @@ class System:
         return Counter(list(fleet.applications())), Counter(seated)
 
     def _recorded(self) -> tuple[Counter[str], Counter[str]]:
-        replicas = [replica.name for one in self.control.overview().fleets for replica in one.replicas]
-        return Counter([*replicas, *(f"{model}--ingress" for model in self.served)]), Counter(replicas)
+        fleets = self.control.overview().fleets
+        replicas = [replica.name for one in fleets for replica in one.replicas]
+        return Counter([*replicas, *(one.ingress for one in fleets)]), Counter(replicas)
 
 
 def ray_node(name: str) -> dict[str, Any]:
@@ -200,8 +201,9 @@ def seen(deployed: Deployed) -> FleetView | None:
 def settled(deployed: Deployed, version: int | None = None) -> FleetView | None:
     """The fleet once it is as wanted."""
     view = seen(deployed)
-    is_there = view is not None and view.phase == "steady" and version in (None, view.version)
-    return view if is_there else None
+    if view is None or view.next_ingress is not None:
+        return None
+    return view if view.phase == "steady" and version in (None, view.version) else None
 
 
 def reach(deployed: Deployed, pools: dict[str, int], **target: Any) -> FleetView:

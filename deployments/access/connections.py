@@ -70,6 +70,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._head_bytes = 0  # since the last thing that the application was given, to within one read
         self._headers_seen = 0
         self._is_over = False
+        self._is_last = False  # the next answer
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for a request."""
@@ -121,6 +122,8 @@ class GuardedProtocol(HttpToolsProtocol):
             self._all.busy(self)
             self._arm(self._limits.request_timeout_s + LINGER_S, self.abort)
             super().on_headers_complete()
+            if self._is_last:
+                self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
         """A part of a body, which the application bounds."""
@@ -140,6 +143,13 @@ class GuardedProtocol(HttpToolsProtocol):
             self._all.idle(self)
             self._arm(self._limits.header_timeout_s, self._close)
         super().on_response_complete()
+
+    def shutdown(self) -> None:
+        """The server leaves: say so with the next answer, since a client may be sending a request just now.
+
+        One that sends none is closed when it has been idle for as long as any may be.
+        """
+        self._is_last = True
 
     def send_400_response(self, msg: str) -> None:
         """What the parser did not understand; nothing where an answer has been given or begun."""

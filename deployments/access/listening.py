@@ -41,10 +41,17 @@ def guarded(app: AsgiApp, access: Access) -> tuple[AsgiApp, Admission | None]:
     return Bounds(admission, access.limits), admission
 
 
-async def serve(app: Any, listeners: list[socket.socket], limits: EdgeLimits, tls: Tls | None = None) -> None:
+async def serve(
+    app: Any,
+    listeners: list[socket.socket],
+    limits: EdgeLimits,
+    tls: Tls | None = None,
+    closes: asyncio.Event | None = None,
+) -> None:
     """Serve until cancelled; a certificate that is replaced is used for the connections that come after it.
 
-    Raises `TlsError` where there is none to begin with.
+    Once `closes` is set the listeners are closed, each connection has its next answer as its last one, and this returns
+    when all have gone. Raises `TlsError` where there is no certificate to begin with.
     """
     context = None if tls is None else server_context(tls)
     connections = Connections(allowed_connections(limits.max_connections))
@@ -62,11 +69,20 @@ async def serve(app: Any, listeners: list[socket.socket], limits: EdgeLimits, tl
         server_header=False,
         ssl_context_factory=None if context is None else lambda *_: context,
     )
-    async with asyncio.TaskGroup() as both:
-        watch = both.create_task(refresh(context, tls)) if context is not None and tls is not None else None
-        await uvicorn.Server(config).serve(sockets=listeners)
-        if watch is not None:
-            watch.cancel()
+    server = uvicorn.Server(config)
+
+    async with asyncio.TaskGroup() as group:
+        beside = [group.create_task(_end(server, closes))] if closes is not None else []
+        if context is not None and tls is not None:
+            beside.append(group.create_task(refresh(context, tls)))
+        await server.serve(sockets=listeners)
+        for task in beside:
+            task.cancel()
+
+
+async def _end(server: uvicorn.Server, closes: asyncio.Event) -> None:
+    await closes.wait()
+    server.should_exit = True
 
 
 def allowed_connections(wanted: int) -> int:

@@ -87,6 +87,8 @@ def _event_line(event: Event) -> Text:
 def _fleet_shown(fleet: FleetView) -> Iterator[RenderableType]:
     yield plain("")
     yield plain(f"{fleet.model}  version {fleet.version}, {fleet.phase}")
+    if fleet.next_ingress is not None:
+        yield plain(f"its endpoint changes: {fleet.next_ingress} starts, and {fleet.ingress} has the clients")
     pools = f"pools: {named(fleet.desired_pools)}"
     if fleet.effective_pools != fleet.desired_pools:
         pools += f" wanted, {named(fleet.effective_pools)} possible: {fleet.shortfall or 'no reason was given'}"

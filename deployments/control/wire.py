@@ -18,6 +18,7 @@ MAX_LEASE_S = 3600.0
 Way = Literal["surge", "rolling", "swap"]
 FleetPhase = Literal["starting", "steady", "repartitioning", "rolling-back", "degraded", "stopped"]
 Outcome = Literal["reached", "rolled-back", "failed"]
+AuditOutcome = Literal["accepted", "unchanged", "refused"]
 ReplicaPhase = Literal["starting", "serving", "draining", "stopping", "failed", "lost"]
 EventKind = Literal[
     "target",  # a new target was taken
@@ -28,6 +29,7 @@ EventKind = Literal[
     "reached",  # the fleet is as wanted
     "rolled-back",  # the fleet is as it was before
     "replica",  # a replica changed its phase
+    "ingress",  # clients come to processes of other settings
     "loss",  # hardware went, or is about to
     "replan",  # what is left is cut anew
     "migration",  # requests moved to another replica
@@ -85,6 +87,8 @@ class FleetView(Wire):
     model: str
     version: NonNegativeInt = Field(description="Goes up with every target that is taken.")
     phase: FleetPhase
+    ingress: str = Field(description="The Serve application that has the clients.")
+    next_ingress: str | None = Field(default=None, description="The one with other settings that is to have them.")
     desired_pools: Pools
     effective_pools: Pools
     shortfall: str | None = Field(default=None, description="Why the effective pools differ from the desired ones.")
@@ -250,7 +254,7 @@ class AuditEntry(Wire):
     what: str
     before: Pools
     after: Pools
-    outcome: Literal["accepted", "unchanged", "refused"]
+    outcome: AuditOutcome
     reason: str = Field(description="Why it was asked for.")
     refusal: str | None = Field(default=None, description="Why it was refused.")
 

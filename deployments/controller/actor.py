@@ -61,7 +61,9 @@ class FleetController:
         self._heard: dict[str, tuple[float, str, IngressReport]] = {}  # by ingress: when, its model, what it said
         observer = Observer(Hardware(settings.gpu_memory_bytes).look)
         now = steady_clock()
-        self._reconciler = Reconciler(self._store, observer, events, settings.secret, self._unfinished_requests, now)
+        self._reconciler = Reconciler(
+            self._store, observer, events, settings.secret, self._unfinished_requests, self._ingress_reports, now
+        )
         self._audit = _audit_log(Path(settings.state_dir))
         self._targets = Targets(self._reconciler, events, self._audit, self._speeds, now)
         self._change = asyncio.Event()
@@ -103,10 +105,11 @@ class FleetController:
         """Names of the models that are served, or are going."""
         return tuple(self._store.models)
 
-    async def serve(self, record: ModelRecord) -> None:
-        """Serve a model, or serve it differently."""
-        self._targets.serve(record)
+    async def serve(self, record: ModelRecord) -> str:
+        """Serve a model, or serve it differently; the Serve application that is to answer its clients."""
+        ingress = self._targets.serve(record)
         self._wake.set()
+        return ingress
 
     async def membership(self, model: str, version: int, report: IngressReport) -> Membership:
         """The fleet of a model; waits a moment for one that differs from ``version``."""
@@ -167,10 +170,13 @@ class FleetController:
 
     def _unfinished_requests(self, model: str) -> int | None:
         """Requests that clients still wait for, as the ingresses have told; None before all have had the time to."""
-        told = [report.unfinished_requests for served, report in self._reports() if served == model]
+        told = [report.unfinished_requests for report in self._ingress_reports(model)]
         record = self._store.models.get(model)
         is_early = time.monotonic() - self._began_s < REPORT_LIFETIME_S
         return None if is_early and record is not None and len(told) < record.plan.ingresses else sum(told)
+
+    def _ingress_reports(self, model: str) -> list[IngressReport]:
+        return [report for served, report in self._reports() if served == model]
 
     def _reports(self) -> list[tuple[str, IngressReport]]:
         silent_s = time.monotonic() - REPORT_LIFETIME_S

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 
+from deployments.controller.ingresses import leaving
 from deployments.controller.records import Intent, ModelRecord, ReplicaRecord
 from deployments.membership import UNKNOWN_SPEED, Member, Membership
 from deployments.replica import ReplicaReport
@@ -9,9 +10,13 @@ from deployments.routing import PredictedSpeed
 
 
 def membership(
-    record: ModelRecord, replicas: Iterable[ReplicaRecord], reports: Mapping[str, ReplicaReport], version: int
+    record: ModelRecord,
+    replicas: Iterable[ReplicaRecord],
+    reports: Mapping[str, ReplicaReport],
+    applications: Iterable[str],
+    version: int,
 ) -> Membership:
-    """The replicas that run, and what to do while none does."""
+    """The replicas that run, and what to do while none does; and which of Serve's `applications` have the clients."""
     mine = [one for one in replicas if one.model == record.plan.model]
     is_going = not record.desired.pools
     return Membership(
@@ -26,6 +31,8 @@ def membership(
         holds_new=record.is_held,
         is_closing=record.is_closing or is_going,
         is_going=is_going,
+        leaving_ingresses=leaving(record, applications),
+        ingresses=record.plan.ingresses,
     )
 
 

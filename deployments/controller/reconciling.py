@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import logging
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -12,11 +12,12 @@ from deployments import fleet
 from deployments.control.events import EventLog
 from deployments.control.wire import EventKind
 from deployments.controller.executing import Executor
+from deployments.controller.ingresses import has_taken_over, ingresses_of, leaving, may_end, why_failed
 from deployments.controller.members import membership
 from deployments.controller.observing import Observer, World, is_gone, state_of
 from deployments.controller.records import Intent, ModelRecord, Store
 from deployments.controller.standing import Standing
-from deployments.membership import Membership
+from deployments.membership import IngressReport, Membership
 from deployments.reconcile import (
     Actual,
     Adjusted,
@@ -45,7 +46,8 @@ log = logging.getLogger(__name__)
 class Reconciler:
     """The state of the controller between two turns, all of which can be found again after a crash.
 
-    ``unfinished`` tells how many requests the ingresses of a model have, None while that is not known.
+    ``unfinished`` tells how many requests the ingresses of a model have, None while that is not known; ``heard`` what
+    each of them has said last.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class Reconciler:
         events: EventLog,
         secret: str,
         unfinished: Callable[[str], int | None],
+        heard: Callable[[str], Sequence[IngressReport]],
         now: Callable[[], float] = time.time,
     ) -> None:
         self.store = store
@@ -67,6 +70,7 @@ class Reconciler:
         self._secret = secret
         self._executor = Executor(store, events, secret, now)
         self._unfinished = unfinished
+        self._heard = heard
         self._now = now
         self._phases: dict[str, tuple[Phase, str]] = {}  # as told last, with the cause
         # Ingresses compare versions of different controllers: start above all that an earlier one has used.
@@ -142,15 +146,20 @@ class Reconciler:
         reserved: frozenset[Place] = frozenset()
         for model in [model for model in self._in_turn() if model not in troubles]:
             with _collected(troubles, model):
-                await self._keep_ingress(self.store.models[model])
+                await self._keep_ingresses(model)
                 outcome = await self._reconcile(self.store.models[model], reserved)
                 steps += outcome.steps
                 reserved |= outcome.reserved
         self.publish()
         if troubles:
             raise ExceptionGroup(f"not looked after: {', '.join(troubles)}", list(troubles.values()))
-        is_ending = any(not record.desired.pools for record in self.store.models.values())
-        return bool(steps) or is_ending or any(one.phase is not Phase.SERVING for one in self.replicas)
+        is_on_its_way = any(self._is_on_its_way(record) for record in self.store.models.values())
+        return bool(steps) or is_on_its_way or any(one.phase is not Phase.SERVING for one in self.replicas)
+
+    def _is_on_its_way(self, record: ModelRecord) -> bool:
+        """Whether the model goes, or its clients to other ingresses."""
+        is_ending = not record.desired.pools
+        return is_ending or record.former is not None or bool(leaving(record, self.world.applications))
 
     def _in_turn(self) -> list[str]:
         """The models, those first that have given up GPUs for a moment, or lost some."""
@@ -194,9 +203,10 @@ class Reconciler:
         for model, record in list(self.store.models.items()):
             if record.desired.pools or any(one.model == model for one in self.store.replicas.values()):
                 continue
-            if record.plan.ingress_name in self.world.applications:
+            if ingresses := ingresses_of(record, self.world.applications):
                 if self._unfinished(model) == 0:  # else some clients have not been told yet that it is over
-                    await asyncio.to_thread(fleet.delete, record.plan.ingress_name)
+                    for name in ingresses:
+                        await asyncio.to_thread(fleet.delete, name)
                 continue
             self.store.drop_model(model)
             self._executor.forget(model)
@@ -206,7 +216,9 @@ class Reconciler:
 
     async def _delete_strays(self) -> None:
         """Delete replicas and ingresses without a record: nobody else would ever free their GPUs and ports."""
-        known = self.store.replicas.keys() | {record.plan.ingress_name for record in self.store.models.values()}
+        known = set(self.store.replicas)
+        for record in self.store.models.values():
+            known |= ingresses_of(record, self.world.applications)
         for name, overview in self.world.applications.items():
             if name not in known and fleet.is_ours(name, overview) and not fleet.is_going(overview):
                 self._events.add("", "controller", "It is not on record, so it is deleted.", replica=name)
@@ -239,9 +251,35 @@ class Reconciler:
             text = f"It is {one.phase}" + (f": {one.cause}" if one.cause else ".")
             self._events.add(one.model, "failure" if one.phase is Phase.FAILED else "replica", text, replica=one.name)
 
-    async def _keep_ingress(self, record: ModelRecord) -> None:
-        if record.desired.pools and record.plan.ingress_name not in self.world.applications:
-            await asyncio.to_thread(fleet.start_ingress, record.plan, self._secret)
+    async def _keep_ingresses(self, model: str) -> None:
+        """Start those that are wanted, have the clients come to them, and end those that nobody is with any more."""
+        record, found = self.store.models[model], self.world.applications
+        if not record.desired.pools:
+            return
+        former = record.former
+        if former is not None and former.ingress not in found:
+            await asyncio.to_thread(fleet.start_ingress, former.plan, former.ingress, self._secret)
+        if record.ingress not in found:
+            await asyncio.to_thread(fleet.start_ingress, record.plan, record.ingress, self._secret)
+            return
+        reports = self._heard(model)
+        if former is not None and (cause := why_failed(record, found, self._now())):
+            back = replace(
+                record, ingress=former.ingress, plan=former.plan, configured_limits=former.limits, former=None
+            )
+            self.store.put_model(back)
+            text = f"The other settings of the endpoint are given up, and clients stay where they are: {cause}."
+            self._events.add(model, "failure", text, replica=record.ingress)
+        elif former is not None and has_taken_over(record, found, reports, self._serving(model)):
+            self.store.put_model(replace(record, former=None))
+            self._events.add(model, "ingress", "New connections come here.", replica=record.ingress)
+        for name in leaving(self.store.models[model], found):
+            if not fleet.is_going(found[name]) and may_end(found[name], name, reports):
+                self._events.add(model, "ingress", "Its last client has gone, and so does it.", replica=name)
+                await asyncio.to_thread(fleet.delete, name)
+
+    def _serving(self, model: str) -> list[str]:
+        return [one.name for one in self.replicas if one.model == model and one.phase is Phase.SERVING]
 
     async def _reconcile(self, record: ModelRecord, reserved: frozenset[Place]) -> Next:
         model = record.plan.model
@@ -284,7 +322,9 @@ class Reconciler:
         """Make a new membership of each model whose fleet looks different to ingresses."""
         for model, record in self.store.models.items():
             before = self.memberships.get(model, Membership())
-            now = membership(record, self.store.replicas.values(), self.world.reports, before.version)
+            now = membership(
+                record, self.store.replicas.values(), self.world.reports, self.world.applications, before.version
+            )
             if now != before or model not in self.memberships:
                 self.memberships[model] = replace(now, version=next(self._versions))
 

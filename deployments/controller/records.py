@@ -15,7 +15,7 @@ from deployments.access.settings import Tls
 from deployments.control.gate import Caller
 from deployments.control.leases import LeaseRecord
 from deployments.fleet import FleetPlan
-from deployments.reconcile import Desired, Limits, Record
+from deployments.reconcile import Desired, Limits, Pools, Record
 from deployments.replica import ReplicaReport
 from deployments.routing import PredictedSpeed
 from placement import Layout, Shape
@@ -53,9 +53,24 @@ class ReplicaRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Former:
+    """What clients are with until the ingresses of new settings take over, and what is gone back to if they fail.
+
+    ``until_s`` (wall clock) is when the new settings came.
+    """
+
+    ingress: str
+    plan: FleetPlan
+    limits: Limits
+    until_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelRecord:
     """One model: how it is served, what is wanted, what that may cost, and what the reconciler remembers of it.
 
+    ``ingress`` is the Serve application that answers its clients, as ``plan`` says. ``configured`` are the pools that
+    its configuration named last, from which users and the autoscaler have gone on since.
     ``asked_limits`` come with the last target, by name, and hold for it instead of the configured ones.
     ``shapes`` are those that hold the model on this cluster, with the GPU memory each needs: what may be asked for, and
     the candidates when hardware is lost. Empty when the size of the model is not known.
@@ -67,6 +82,9 @@ class ModelRecord:
     desired: Desired
     configured_limits: Limits
     shapes: Mapping[Shape, int]
+    configured: Pools = ()
+    ingress: str = ""
+    former: Former | None = None
     speeds: Mapping[Shape, PredictedSpeed] = field(default_factory=dict)
     asked_limits: Mapping[str, Any] = field(default_factory=dict)
     memory: Record = field(default_factory=Record)
@@ -85,10 +103,10 @@ class ModelRecord:
     def limits(self) -> Limits:
         """What the change that is under way may cost.
 
-        Where all requests wait for it, a start that hangs ends while there is time to go back to what served before.
+        While all requests wait for it, a start that hangs ends while there is time to go back to what served before.
         """
         asked = replace(self.configured_limits, **self.asked_limits)
-        if not self.stall_s:
+        if not self.is_held:
             return asked
         return replace(asked, start_timeout_s=min(asked.start_timeout_s, self.hold_s - WAY_BACK_STALLS * self.stall_s))
 
@@ -130,6 +148,7 @@ class Store:
         self.replicas: dict[str, ReplicaRecord] = {record.name: record for record in _load("replica/")}
         self.leases: dict[str, LeaseRecord] = {record.name: record for record in _load("lease/")}
         self.next_index: int = next(iter(_load("next_index")), 0)
+        self._next_ingress_index: int = next(iter(_load("next_ingress_index")), 0)
         self.last_version: int = next(iter(_load("last_version")), 0)  # of the models that have gone
 
     def put_model(self, record: ModelRecord) -> None:
@@ -149,6 +168,12 @@ class Store:
         self.next_index = max(self.next_index, next_index)
         _put("next_index", self.next_index)
         self.put_replica(record)
+
+    def take_ingress_index(self) -> int:
+        """A number that no ingress of any model has had."""
+        self._next_ingress_index += 1
+        _put("next_ingress_index", self._next_ingress_index)
+        return self._next_ingress_index - 1
 
     def put_replica(self, record: ReplicaRecord) -> None:
         """Remember a replica."""

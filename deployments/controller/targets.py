@@ -5,14 +5,26 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 
+from deployments import fleet
 from deployments.control.audit import AuditLog, entry_of
 from deployments.control.events import EventLog
 from deployments.control.leases import Leases
 from deployments.control.refusals import Refusal, admit, does_not_fit, named, unknown_model
-from deployments.control.wire import Accepted, AuditEntry, FleetView, ForecastView, Obstacle, Overview, PoolsTarget
+from deployments.control.wire import (
+    Accepted,
+    AuditEntry,
+    AuditOutcome,
+    FleetView,
+    ForecastView,
+    Obstacle,
+    Overview,
+    PoolsTarget,
+)
 from deployments.controller import views
 from deployments.controller.reconciling import Reconciler
-from deployments.controller.records import ModelRecord
+from deployments.controller.records import Former, ModelRecord
+from deployments.fleet import FleetPlan
+from deployments.ingress import IngressPlan
 from deployments.reconcile import Desired, Pools, Way, forecast
 
 LAUNCHER = "the launcher"  # in the audit log: `archipelago serve` and `stop`
@@ -48,34 +60,49 @@ class Targets:
             fleets=tuple(self._view(record) for record in self._store.models.values()),
         )
 
-    def serve(self, record: ModelRecord) -> None:
-        """Serve a model, or serve it differently. Raises OSError, and does nothing, as `set_pools`."""
-        known = self._store.models.get(record.plan.model)
-        self._put_on_record("serve", record.plan.model, known, record.desired.pools, record.desired.reason)
+    def serve(self, record: ModelRecord) -> str:
+        """Serve a model, or serve it differently; the Serve application that is to answer its clients.
+
+        Raises OSError, and does nothing, as `set_pools`.
+        Pools that its configuration names as it did before stay as users and the autoscaler have changed them since.
+        """
+        model, now_s = record.plan.model, self._now()
+        known = self._store.models.get(model)
         before = known.desired.version if known else self._store.last_version
-        if known is not None:  # what serves now is what a failure goes back to
-            record = replace(
-                record,
-                memory=known.memory,
-                starts_s=known.starts_s,
-                is_held=known.is_held,  # as it was announced: the reconciler ends it
-                stall_s=known.stall_s,
-            )
-        desired = replace(record.desired, version=before + 1)  # versions only go up
-        self._store.put_model(replace(record, desired=desired, changed_at_s=self._now()))
-        wanted = named(views.wire_pools(desired.pools))
-        self._events.add(desired.model, "target", f"The launcher wants {wanted}: {desired.reason or 'as configured'}.")
+        if known is not None:
+            record = _gone_on(known, record)
+        is_new = known is None or record.desired is not known.desired
+        if is_new:
+            desired = replace(record.desired, version=before + 1)  # versions only go up
+            record = replace(record, desired=desired, changed_at_s=now_s)
+        has_ingress = known is not None and _ingress_plan(known.plan) == _ingress_plan(record.plan)
+        outcome: AuditOutcome = "unchanged" if has_ingress and not is_new else "accepted"
+        self._put_on_record("serve", model, known, record.desired.pools, record.desired.reason, outcome)
+        if not has_ingress:
+            name = record.plan.ingress_name(self._store.take_ingress_index())
+            record = _with_other_ingress(known, record, name, now_s) if known else replace(record, ingress=name)
+        self._store.put_model(record)
+        if is_new:
+            wanted = named(views.wire_pools(record.desired.pools))
+            reason = record.desired.reason or "as configured"
+            self._events.add(model, "target", f"The launcher wants {wanted}: {reason}.")
+        if known is not None and not has_ingress:
+            text = "The launcher wants other settings of the endpoint."
+            self._events.add(model, "ingress", text, replica=record.ingress)
+        return record.ingress
 
     def remove(self, model: str) -> None:
         """Serve a model no longer, if it is served. Raises OSError, and does nothing, as `set_pools`."""
         record = self._store.models.get(model)
         if record is not None:
-            self._put_on_record("delete", model, record, (), "`archipelago stop`, or a failed `serve`")
+            self._put_on_record("delete", model, record, (), "`archipelago stop`, or a failed `serve`", "accepted")
             gone = replace(record.desired, pools=(), version=record.desired.version + 1, reason="stopped")
             self._store.put_model(replace(record, desired=gone, changed_at_s=self._now()))
             self._events.add(model, "target", "The launcher wants no pools: `archipelago stop`, or a failed `serve`.")
 
-    def _put_on_record(self, what: str, model: str, known: ModelRecord | None, pools: Pools, reason: str) -> None:
+    def _put_on_record(
+        self, what: str, model: str, known: ModelRecord | None, pools: Pools, reason: str, outcome: AuditOutcome
+    ) -> None:
         """What is done with the rights of the Ray cluster, past the control API, is in the audit log too."""
         self._audit.record(
             AuditEntry(
@@ -85,7 +112,7 @@ class Targets:
                 what=what,
                 before=views.wire_pools(known.desired.pools) if known else {},
                 after=views.wire_pools(pools),
-                outcome="accepted",
+                outcome=outcome,
                 reason=reason or "as configured",
             )
         )
@@ -156,6 +183,38 @@ class Targets:
         )
         asked = target.limits.model_dump(exclude_none=True)
         return replace(record, desired=desired, asked_limits=asked, changed_at_s=self._now())
+
+
+def _gone_on(known: ModelRecord, record: ModelRecord) -> ModelRecord:
+    """What is asked for of a model that is served, with what is there of it."""
+    is_as_before = known.desired.pools and known.configured == record.configured
+    return replace(
+        record,
+        desired=known.desired if is_as_before else record.desired,
+        asked_limits=known.asked_limits if is_as_before else record.asked_limits,
+        changed_at_s=known.changed_at_s,
+        ingress=known.ingress,
+        former=known.former,
+        memory=known.memory,  # what serves now is what a failure goes back to
+        starts_s=known.starts_s,
+        is_held=known.is_held,  # as it was announced: the reconciler ends it
+        stall_s=known.stall_s,
+    )
+
+
+def _with_other_ingress(known: ModelRecord, record: ModelRecord, name: str, now_s: float) -> ModelRecord:
+    """The record with ingresses as its plan says, to which clients come when they are ready; `name` is a free one."""
+    former = known.former or Former(
+        ingress=known.ingress, plan=known.plan, limits=known.configured_limits, until_s=now_s
+    )
+    if _ingress_plan(former.plan) == _ingress_plan(record.plan):  # as it was before a change that is under way
+        return replace(record, ingress=former.ingress, former=None)
+    return replace(record, ingress=name, former=replace(former, until_s=now_s))
+
+
+def _ingress_plan(plan: FleetPlan) -> IngressPlan:
+    """By which two settings of an endpoint are compared; the secret is the cluster's."""
+    return fleet.ingress_plan(plan, secret="")
 
 
 def _misfit(record: ModelRecord, target: PoolsTarget) -> Obstacle | None:

@@ -73,6 +73,8 @@ def fleet_view(
         model=record.plan.model,
         version=record.desired.version,
         phase=phase_of(record, standing, replicas),
+        ingress=record.former.ingress if record.former else record.ingress,
+        next_ingress=record.ingress if record.former else None,
         desired_pools=wire_pools(record.desired.pools),
         effective_pools=wire_pools(standing.pools),
         shortfall=standing.shortfall,

@@ -30,8 +30,7 @@ READY = Path("/tmp/ready")
 SERVED = "requests are answered as configured"
 FAILED = "`archipelago serve` failed, as above"
 LACKING = "have joined the Ray cluster; the others are waited for"
-# The record of an earlier run would have `serve` refuse; what runs already it finds at the fleet controller.
-COMMAND = 'mkdir -p "$ARCHIPELAGO_STATE_DIR" && rm -f "$ARCHIPELAGO_STATE_DIR/run.json" && '
+COMMAND = 'mkdir -p "$ARCHIPELAGO_STATE_DIR" && '
 COMMAND += 'file="$ARCHIPELAGO_STATE_DIR/serve.yaml" && printf %s {text} > "$file" && exec archipelago serve "$file"'
 
 

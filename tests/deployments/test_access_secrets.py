@@ -28,7 +28,14 @@ ARGS = {"model": "x", "hf_token": HUB_TOKEN}
 
 def ingress_plan() -> IngressPlan:
     return IngressPlan(
-        model="m", serve_args=ARGS, host="127.0.0.1", port=1, secret=SECRET, limits=Limits(), access=Access(keys="/k")
+        model="m",
+        serve_args=ARGS,
+        host="127.0.0.1",
+        port=1,
+        ingresses=1,
+        secret=SECRET,
+        limits=Limits(),
+        access=Access(keys="/k"),
     )
 
 
@@ -68,7 +75,7 @@ def test_what_is_shown_of_a_plan_has_no_secret(make: Callable[[], Any]) -> None:
 
 def test_ray_is_told_no_secret_in_what_its_dashboard_shows() -> None:
     """Options and runtime environments are shown there; the arguments of an actor are not."""
-    deployment = ingress_app(ingress_plan(), {"A": "b"}, 1)._bound_deployment
+    deployment = ingress_app(ingress_plan(), {"A": "b"})._bound_deployment
     shown = json.dumps(deployment.ray_actor_options, default=repr) + repr(deployment._deployment_config)
     assert "VLLM_TARGET_DEVICE" in shown
     assert SECRET not in shown

@@ -16,7 +16,7 @@ from deployments import cli, local_cluster
 from deployments.check import port_is_free
 from deployments.cli import default_config, main
 from deployments.local_cluster import CLUSTER_ID_ENV, free_port
-from deployments.run_record import STATE_DIR_ENV, ServedModel, write
+from deployments.run_record import STATE_DIR_ENV, ServedModel, read, write
 
 SIMULATED = Path(cli.__file__).parent / "configs" / "local.yaml"
 MOE = Path(cli.__file__).parent / "configs" / "moe.yaml"
@@ -351,15 +351,31 @@ def test_stop_ends_the_cluster_and_forgets_it(
     assert ran("stop")[1] == "archipelago: nothing was started from this directory\n"
 
 
-def test_serving_twice_from_one_directory_is_refused(
+def test_what_is_served_is_not_changed_to_another_cluster(
     ran: Ran, tmp_path: Path, record_file: Path, member: subprocess.Popen[bytes]
 ) -> None:
     models = (ServedModel(name="one", url="http://one:1"), ServedModel(name="two", url="http://two:2"))
-    write(record_file, record(tmp_path, models=models))
+    before = record(tmp_path, models=models, configured_cluster='{"kind":"local"}')
+    write(record_file, before)
     code, output, errors = ran("serve", SIMULATED)
-    assert (code, output) == (1, "")
-    there = "one at http://one:1, two at http://two:2"
-    assert errors == f"archipelago: already serving {there}; end it first with `archipelago stop`\n"
+    assert (code, "changing what is served: one at http://one:1, two at http://two:2" in output) == (1, True)
+    assert 'cluster: \'{"kind":"simulated",' in errors
+    assert (
+        'one, two is served on {"kind":"local"} from this directory; end that first with `archipelago stop`' in errors
+    )
+    assert read(record_file) == before
+
+
+def test_the_ports_of_what_is_served_from_here_may_be_asked_for_again(
+    ran: Ran, tmp_path: Path, record_file: Path, member: subprocess.Popen[bytes]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as ours:
+        port = ours.getsockname()[1]
+        write(record_file, record(tmp_path, models=(ServedModel(name="one", url=f"http://127.0.0.1:{port}"),)))
+        assert ran("check", SIMULATED, "--port", port)[0] == 0
+        member.kill()
+        member.wait()
+        assert ran("check", SIMULATED, "--port", port)[0] == 1, "somebody else's by now"
 
 
 def test_a_ray_cluster_that_does_not_answer_is_a_message(

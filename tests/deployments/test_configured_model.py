@@ -98,8 +98,11 @@ def clash(wanted: tuple[ModelRecord, ...], served: tuple[ModelRecord, ...]) -> t
     return ()
 
 
-def test_a_model_that_is_served_may_be_asked_for_as_it_is_in_other_numbers() -> None:
+def test_a_model_that_is_served_may_be_asked_for_in_other_numbers_and_with_another_endpoint() -> None:
     served = records(checked_models(LLAMA, MOE))
+    changed = MOE | {"port": 9000, "tool_call_parser": "hermes", "slo": {"ttft": "1s"}}
+    others: dict[str, Any] = {"limits": {"max_ttft_s": 1.0, "drain_timeout_s": 1.0}, "endpoint": {"ingresses": 2}}
+    assert clash(records(checked_models(LLAMA, changed, **others)), served) == ()
     assert clash(records(checked_models(LLAMA, MOE)), served) == ()
     assert clash(records(checked_models(LLAMA | {"shape": "tp1", "replicas": 2}, MOE)), served) == ()
     assert clash(records(checked_models(MOE)), records(checked_models(LLAMA))) == ()
@@ -111,13 +114,11 @@ def test_a_model_that_is_served_may_be_asked_for_as_it_is_in_other_numbers() -> 
         ({"engine": {"max_num_seqs": 8}}, "engine.max_num_seqs is null there and 8 here"),
         ({"engine": {"max_model_len": 1024}}, "engine.max_model_len is 2048 there and 1024 here"),
         ({"engine": {"max_model_len": 2048, "hf_token": "s3cret"}}, "engine.hf_token"),
-        ({"port": 9000}, "port is 8002 there and 9000 here"),
-        ({"tool_call_parser": "hermes"}, "tool_call_parser is null there and 'hermes' here"),
         ({"reasoning_parser": "qwen3"}, "engine.reasoning_parser is null there and 'qwen3' here"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_model_that_is_served_with_other_settings_is_refused_with_what_differs(
+def test_a_model_that_is_served_by_another_engine_is_refused_with_what_differs(
     change: dict[str, Any], difference: str
 ) -> None:
     moe = MOE | {"engine": {"max_model_len": 2048}}
@@ -126,17 +127,18 @@ def test_a_model_that_is_served_with_other_settings_is_refused_with_what_differs
         records(checked_models(LLAMA, moe | change | {"engine": engine})), records(checked_models(LLAMA, moe))
     )
     assert line == (
-        "models[1].name: 'tiny-moe' is not accepted; it is served already on this cluster, with other settings "
+        "models[1].name: 'tiny-moe' is not accepted; it is served already on this cluster, by another engine "
         f"({difference}); stop it first, or give another name"
     )
 
 
 def test_all_that_differs_is_told_at_once() -> None:
-    changed = checked_models(MOE | {"engine": {"seed": 1}}, limits={"step_timeout_s": 5}, endpoint={"ingresses": 2})
+    telemetry = {"otlp_endpoint": "http://collector:4318"}
+    changed = checked_models(MOE | {"engine": {"seed": 1}}, limits={"step_timeout_s": 5}, telemetry=telemetry)
     (line,) = clash(records(changed), records(checked_models(MOE)))
     for difference in (
         "engine.seed is null there and 1 here",
-        "endpoint.ingresses is 1 there and 2 here",
+        "telemetry.otlp_endpoint is null there and 'http://collector:4318' here",
         "limits.step_timeout_s is 60 there and 5 here",
     ):
         assert difference in line

@@ -138,7 +138,7 @@ def test_a_model_that_is_removed_over_the_api_goes_when_its_ingresses_have_told_
         for _ in range(10):
             serve.tick()
             await asyncio.sleep(0.02)
-        assert list(serve.applications()) == ["acme-tiny--ingress"]
+        assert list(serve.applications()) == ["acme-tiny--ingress--0"]
         await one.membership(MODEL, 0, report("a"))
 
         async def is_gone() -> bool:

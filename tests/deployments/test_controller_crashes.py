@@ -68,7 +68,7 @@ def test_a_new_controller_has_newer_versions_for_the_ingresses(begin: Begin) -> 
     assert membership(controller).members == before.members
 
 
-@pytest.mark.parametrize("name", ["acme-tiny--tp1--9", "acme-other--ingress"])
+@pytest.mark.parametrize("name", ["acme-tiny--tp1--9", "acme-other--ingress--1"])
 def test_a_replica_or_an_ingress_that_is_not_on_record_is_deleted(name: str, begin: Begin) -> None:
     controller = begin("1 tp1")
     layout = layout_of("tp1", controller.serve.cluster) if "ingress" not in name else None
@@ -79,7 +79,9 @@ def test_a_replica_or_an_ingress_that_is_not_on_record_is_deleted(name: str, beg
     check_nothing_is_left_over(controller)
 
 
-@pytest.mark.parametrize("name", ["dashboard", "acme-tiny", "a--tp1", "mine--ingress2", "mine--ingress"])
+@pytest.mark.parametrize(
+    "name", ["dashboard", "acme-tiny", "a--tp1", "mine--ingress2", "mine--ingress", "mine--ingress--1"]
+)
 def test_what_others_run_on_the_same_serve_is_left_alone(name: str, begin: Begin) -> None:
     controller = begin("1 tp1")
     layout = layout_of("tp1", controller.serve.cluster)  # an ingress that holds a replica is none of ours

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from controller_builders import MODEL, START_S, MemoryServe, without
+from controller_builders import MODEL, START_S, MemoryServe, model_record, without
 from controller_running import Begin, begin, check_nothing_is_left_over, members, membership
 from reconcile_builders import pools_of
 
@@ -22,7 +22,7 @@ def test_two_replicas_are_started_on_seats_of_their_own(begin: Begin) -> None:
     assert controller.turn()
     assert controller.serve.started == ["acme-tiny--tp1--0", "acme-tiny--tp1--1"]
     assert controller.phases() == {"0": "starting", "1": "starting"}
-    assert "acme-tiny--ingress" in controller.serve.applications()
+    assert "acme-tiny--ingress--0" in controller.serve.applications()
     controller.settle()
     assert controller.phases() == {"0": "serving", "1": "serving"}
     assert controller.store.models[MODEL].memory.last_good == pools_of("2 tp1")
@@ -222,3 +222,9 @@ def test_a_node_that_is_about_to_go_is_left_before_it_goes(begin: Begin) -> None
     controller.settle()
     assert controller.phases() == {"1": "serving"}
     check_nothing_is_left_over(controller)
+
+
+@pytest.mark.parametrize(("is_held", "start_timeout_s"), [(True, 180.0), (False, 600.0)])
+def test_a_start_is_given_up_early_only_while_requests_wait_for_it(is_held: bool, start_timeout_s: float) -> None:
+    record = model_record("2 tp1", limits={"start_timeout_s": 600.0}, stall_s=60.0, is_held=is_held)
+    assert (record.limits.start_timeout_s, record.hold_s) == (start_timeout_s, 300.0)

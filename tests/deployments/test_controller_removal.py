@@ -118,7 +118,7 @@ def test_the_ingress_stays_until_every_client_was_told(begin: Begin, hire: Hire)
     controller.unfinished = 1
     for _ in range(3 * TURNS):
         assert controller.turn()
-    assert (list(controller.serve.applications()), controller.phases()) == (["acme-tiny--ingress"], {})
+    assert (list(controller.serve.applications()), controller.phases()) == (["acme-tiny--ingress--0"], {})
     assert membership(controller).is_going
     controller.unfinished = 0
     controller.settle()

@@ -283,7 +283,7 @@ def test_a_model_that_is_served_again_has_a_newer_version_and_keeps_what_it_can_
     operator = hire()
     operator.ask({"tp2": 1})
     operator.controller.settle()
-    operator.targets.serve(model_record("2 tp1"))
+    operator.targets.serve(model_record("3 tp1"))
     record = operator.controller.store.models[MODEL]
     assert (record.desired.version, record.memory.last_good) == (3, pools_of("1 tp2"))
     operator.controller.settle()
@@ -295,6 +295,20 @@ def test_a_model_that_is_served_again_has_a_newer_version_and_keeps_what_it_can_
     told = [(entry.who, entry.what, dict(entry.before), dict(entry.after)) for entry in operator.log.latest(10)]
     assert told == [
         ("alice", "set pools", {"tp1": 2}, {"tp2": 1}),
-        ("the launcher", "serve", {"tp2": 1}, {"tp1": 2}),
-        ("the launcher", "delete", {"tp1": 2}, {}),
+        ("the launcher", "serve", {"tp2": 1}, {"tp1": 3}),
+        ("the launcher", "delete", {"tp1": 3}, {}),
     ]
+
+
+def test_pools_that_a_configuration_names_as_before_stay_as_others_have_changed_them(hire: Hire) -> None:
+    operator = hire()
+    operator.ask({"tp2": 1}, limits=Limits(floor=0.5))
+    operator.controller.settle()
+    before = operator.controller.store.models[MODEL]
+    operator.targets.serve(model_record("2 tp1"))
+    assert operator.controller.store.models[MODEL] == before
+    told = [(entry.what, dict(entry.after), entry.outcome) for entry in operator.log.latest(1)]
+    assert told == [("serve", {"tp2": 1}, "unchanged")]
+    operator.targets.remove(MODEL)
+    operator.targets.serve(model_record("2 tp1"))
+    assert operator.controller.store.models[MODEL].desired.pools == pools_of("2 tp1"), "what was removed is served anew"

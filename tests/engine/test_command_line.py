@@ -59,15 +59,19 @@ def test_serve_answers_from_four_workers_and_stop_leaves_nothing(archipelago: Ru
         seats = [line for line in status.stdout.splitlines() if "island-" in line]
         assert [("island-0" in line, "island-1" in line) for line in seats] == [(True, False)] * 2 + [(False, True)] * 2
 
-        again = archipelago("serve", "--port", str(port))
-        assert again.returncode == 1
-        assert again.stderr.startswith(f"archipelago: already serving tiny-llama at http://127.0.0.1:{port}")
-        assert len(again.stderr.splitlines()) == 1
+        elsewhere = local_cluster.free_port()
+        again = archipelago("serve", "--port", str(elsewhere))
+        assert again.returncode == 0, again.stderr
+        assert f"changing what is served: tiny-llama at http://127.0.0.1:{port}" in again.stdout
+        assert f"serving tiny-llama at http://127.0.0.1:{elsewhere}" in again.stdout
+        assert "tiny-llama--tp2pp2--0" in again.stdout, "the replica is the one of before"
+        assert not is_free(elsewhere)
     finally:
         stopped = archipelago("stop")
     assert stopped.returncode == 0
     assert not list(local_cluster.processes(record.cluster))
     assert is_free(port)
+    assert is_free(elsewhere)
     assert not Path(record.cluster.temp_dir).exists()
     assert archipelago("status").returncode == 1
 

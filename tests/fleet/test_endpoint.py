@@ -1,5 +1,6 @@
 """What clients meet at the endpoint: too many of them, an ingress that dies, a server that is being stopped."""
 
+import threading
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -16,6 +17,7 @@ from prometheus_client.samples import Sample
 from running_system import Deployed, prompts, until
 from simulated_fleet import GPU, TOKEN, System, plan_of, settled, when, when_busy
 
+from deployments.access.settings import Access, EdgeLimits
 from deployments.config import SimulatedEngineConfig
 from deployments.control.wire import MetricsTarget, PoolsTarget
 from deployments.routing import Limits
@@ -78,7 +80,7 @@ def assert_refused(answer: httpx.Response, why: str) -> None:
 def test_one_of_two_ingresses_dies_with_its_connections_alone(system: System, undisturbed: Undisturbed) -> None:
     expected = undisturbed(system.deploy({"tp2": 1}))
     twice = system.serve(plan_of("twice", ingresses=2), {"tp2": 1})
-    title = "ServeReplica:twice--ingress:ingress"
+    title = "ServeReplica:twice--ingress--"
     until(lambda: len(system.processes(title)) == 2, "two ingresses listen")
     clients = live_streams.requests(twice.model)
     assert_counted(system, twice, moving_streams.run(twice.url, clients))
@@ -101,6 +103,47 @@ def test_one_of_two_ingresses_dies_with_its_connections_alone(system: System, un
     system.assert_tidy()
 
 
+def test_other_settings_of_the_endpoint_cost_no_stream_and_no_connection(
+    system: System, undisturbed: Undisturbed
+) -> None:
+    """Two ingresses, and one again; while 56 clients stream, and another connects as fast as it can."""
+    expected = undisturbed(system.deploy({"tp2": 1}))
+    plan = plan_of("changing")
+    changing = system.serve(plan, {"tp2": 1})
+    seen: list[str] = []
+    is_over = threading.Event()
+    newcomers = threading.Thread(target=connect_again_and_again, args=(changing.url, seen, is_over))
+
+    def change() -> None:
+        when_busy(changing)
+        for settings, ingresses in ((replace(plan, ingresses=2), 2), (plan, 1)):
+            system.serve(settings, {"tp2": 1})
+            until(lambda count=ingresses: listeners(changing) == count, f"{ingresses} ingresses listen")
+
+    newcomers.start()
+    try:
+        found = live_streams.during(changing.url, live_streams.requests(changing.model), change)
+    finally:
+        is_over.set()
+        newcomers.join(60)
+    live_streams.assert_unnoticed(found, expected)
+    assert (len(seen) > 100, set(seen)) == (True, {"200"})
+    system.serve(replace(plan, access=Access(limits=EdgeLimits(max_body_bytes=10))), {"tp2": 1})
+    assert post(changing).status_code == 413, "the new limits hold"
+    until(lambda: len(system.processes("ServeReplica:changing--ingress--")) == 1, "those of before have ended")
+    system.remove("changing")
+    system.assert_tidy()
+
+
+def connect_again_and_again(url: str, seen: list[str], is_over: threading.Event) -> None:
+    """With a new connection for each request; what came of each."""
+    while not is_over.is_set():
+        try:
+            seen.append(str(httpx.get(f"{url}/health", trust_env=False, timeout=60).status_code))
+        except httpx.HTTPError as error:
+            seen.append(repr(error))
+
+
 @pytest.mark.slow
 def test_an_ingress_that_dies_in_a_repartition_takes_its_own_connections_alone(
     system: System, undisturbed: Undisturbed
@@ -108,7 +151,7 @@ def test_an_ingress_that_dies_in_a_repartition_takes_its_own_connections_alone(
     """In each phase of a swap, the one that holds its requests as well: those of the other one wait and go on."""
     expected = undisturbed(system.deploy({"tp2": 1}))
     twice = system.serve(plan_of("twice", ingresses=2), {"tp2": 1})
-    title = "ServeReplica:twice--ingress:ingress"
+    title = "ServeReplica:twice--ingress--"
     clients = live_streams.requests(twice.model)
     for phase, wanted in (("draining", "pp2"), ("stopping", "tp2"), ("starting", "pp2")):
         until(lambda: listeners(twice) == 2, "two ingresses listen")

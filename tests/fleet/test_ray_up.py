@@ -194,7 +194,7 @@ def reaches_the_endpoint(operator: Machine) -> None:
 def runbooks_commands_work(head: Machine) -> None:
     """Those of deployments/runbooks.md that ask Ray, the last of which empties a node."""
     assert "fleet-controller" in head.run("ray list actors --filter name=fleet-controller --limit 10")
-    assert "tiny-llama--ingress" in head.run("serve status")
+    assert "tiny-llama--ingress--0" in head.run("serve status")
     listed = json.loads(head.run("ray list nodes --format json --filter state=ALIVE"))
     (node_id,) = (one["node_id"] for one in listed if one["labels"][NODE_LABEL] == WORKERS[1])
     reason = "--reason DRAIN_NODE_REASON_PREEMPTION --reason-message 'bad GPU' --deadline-remaining-seconds 600"

@@ -31,7 +31,7 @@ pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
 MODEL = "real"
 TOKENS = 500  # seconds of generation, so that there is a drain to be met
-INGRESS = f"ServeReplica:{MODEL}--ingress:ingress"
+INGRESS = f"ServeReplica:{MODEL}--ingress--"
 
 Find = Callable[[System, set[str]], psutil.Process]  # a process of this replica
 Undisturbed = Callable[[Deployed], list[moving_streams.Answer]]

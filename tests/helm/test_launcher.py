@@ -175,19 +175,16 @@ def test_an_upgrade_is_served_on_the_ports_that_the_fleet_has_already(tmp_path: 
 
 
 def test_the_configuration_arrives_as_it_is(launcher: ModuleType, tmp_path: Path) -> None:
-    """Through a shell, as Ray runs it; with a record of an earlier run, which would have `serve` refuse."""
+    """Through a shell, as Ray runs it."""
     text = 'models:\n- {name: it\'s "$HOME" `x` \\n %s {a}, source: ä}\n\n'
     fake = tmp_path / "archipelago"
     fake.write_text('#!/bin/sh\ncp "$2" "$ARCHIPELAGO_STATE_DIR/got"\necho "$1" > "$ARCHIPELAGO_STATE_DIR/command"\n')
     fake.chmod(0o755)
     state = tmp_path / "state"
-    state.mkdir()
-    (state / "run.json").write_text("{}")
     env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "ARCHIPELAGO_STATE_DIR": str(state)}
     subprocess.run(launcher.entrypoint(text), shell=True, check=True, env=env, timeout=30)
     assert (state / "got").read_text() == text
     assert (state / "command").read_text() == "serve\n"
-    assert not (state / "run.json").exists()
 
 
 def test_it_ends_when_kubernetes_says_so_as_process_1_of_a_container(tmp_path: Path) -> None:

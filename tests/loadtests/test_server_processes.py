@@ -30,7 +30,7 @@ RAY = "/v/lib/python3.11/site-packages/ray"
         ("ray::DashboardAgent   ", "Ray services"),
         ("ray::ServeController.listen_for_change   ", "Serve controller"),
         ("ray::ProxyActor   ", "Serve proxy"),
-        ("ray::ServeReplica:bench--ingress:ingress   ", "ingress"),
+        ("ray::ServeReplica:bench--ingress--0:ingress", "ingress"),
         ("ray::ServeReplica:bench--tp1--0:replica   ", "replica"),
         ("VLLM::EngineCore   ", "EngineCore"),
         ("ray::RayWorkerProc.run   ", "worker"),
