@@ -6,7 +6,7 @@ output. While no replica can take them they wait.
 
 A request that was aboard when replicas died may be what kills them. After a few deaths it shares a replica with no
 other suspect, and the next death ends it; so it can take down a bounded number of replicas and its neighbours survive.
-One that then generates for a while is a suspect no longer.
+One that then generates for a while is a suspect no longer, nor is any when the one that kills has been found.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from deployments.metrics.counting import Asked, LostBy
 from deployments.peer import RENEW_S, Dial, Frames, Peer
 from deployments.routing import Arrival, Refusal
 from deployments.stream import SUSPECT_AFTER, Request, Stream
-from deployments.traffic import Traffic
+from deployments.traffic import Place, Traffic
 
 MAX_HELD = 10_000
 QUARANTINED_TOLD = 100  # to the controller: the latest
@@ -112,10 +112,10 @@ class FleetLink:
             quarantined=tuple(self._quarantined),
         )
 
-    def refusal(self, arrival: Arrival) -> Refusal | None:
-        """Whether a new request like this one should be refused now; held requests are not."""
+    def admit(self, arrival: Arrival) -> Place | Refusal:
+        """A place for a new request like this one, or why there is none now; what will be held needs none."""
         ready = self.ready
-        return self._traffic.refusal(arrival, ready, self.now()) if ready else None
+        return self._traffic.admit(arrival, ready, self.now()) if ready else Place()
 
     # --- for the engine in the ingress ---
 
@@ -221,10 +221,15 @@ class FleetLink:
     def lost(self, peer: Peer) -> None:
         """A replica has gone with all that was on it."""
         self.asked.broken[peer.member.replica] += self._peers.get(peer.member.replica) is peer  # else it was taken out
-        for stream in self._all_on(peer):
+        aboard = self._all_on(peer)
+        for stream in aboard:
             self._take_off(stream)
             # No word since it was sent: the replica was dead already, with others perhaps, and did not die of it.
             stream.deaths += peer.messages > stream.messages_before
+        if any(stream.deaths > SUSPECT_AFTER for stream in aboard):
+            for stream in self._streams.values():  # it was none of the others
+                stream.deaths *= stream.deaths > SUSPECT_AFTER
+        for stream in aboard:
             if (unmovable := stream.request.unmovable) is not None:
                 self._fail(stream, "unmovable", f"replica {peer.member.replica} has gone, and {unmovable}")
             elif stream.deaths > SUSPECT_AFTER:
@@ -259,7 +264,7 @@ class FleetLink:
         return True
 
     def _send_held(self) -> None:
-        for request_id, stream in sorted(self._held.items(), key=lambda item: item[1].request.priority):
+        for request_id, stream in sorted(self._held.items(), key=_turn):
             if self._try_to_send(stream):
                 del self._held[request_id]
 
@@ -308,6 +313,12 @@ class FleetLink:
             late_s = self.now() if self._membership.is_going else self.now() - self._membership.hold_s
             for stream in [one for one in self._held.values() if one.held_at_s < late_s]:
                 self._fail(stream, "held-too-long", self._membership.why_lost)
+
+
+def _turn(held: tuple[str, Stream]) -> tuple[int, bool, float]:
+    """Whose turn it is first. Of suspects the newest: with the others aboard the replica had lived until it came."""
+    stream = held[1]
+    return stream.request.priority, stream.is_suspect, -stream.arrived_at_s if stream.is_suspect else 0.0
 
 
 def _is_at(member: Member | None, known: Member) -> bool:

@@ -214,6 +214,25 @@ def test_what_kills_every_replica_is_given_up_and_its_neighbours_finish() -> Non
     run(scenario, "a", "b", "c")
 
 
+def test_of_many_suspects_the_newest_is_tried_first_and_all_go_on_when_it_was_the_one() -> None:
+    """Else each would have a replica for itself for a while, and wait for those before it."""
+    names = [f"r{index}" for index in range(100)]
+
+    async def scenario(fleet: Fleet) -> None:
+        for name in names:
+            fleet.link.submit(request(name))
+        await passed(1.0)
+        fleet.link.submit(request("killer"))
+        for _ in range(SUSPECT_AFTER + 1):
+            await settled()
+            fleet["a"].break_connection()
+            await passed(BACK_S)
+        report = fleet.link.report()
+        assert (report.quarantined, report.unfinished_requests, report.held_requests) == (("killer",), 100, 0)
+
+    run(scenario, "a")
+
+
 def test_replicas_that_die_together_are_one_death_for_what_was_on_the_first() -> None:
     """The connections of a lost node end one after the other: each replica seems to live when the one before goes."""
     names = [f"r{index}" for index in range(20)]
