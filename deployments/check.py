@@ -9,10 +9,11 @@ import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from deployments import engine_args
+from deployments import engine_args, hub
 from deployments.access.checking import iter_access_notes, iter_access_problems
+from deployments.architectures import read_architectures
 from deployments.config import (
     MAX_PORT,
     ClusterConfig,
@@ -228,15 +229,30 @@ def _iter_simulation_problems(section: str, model: ModelConfig, cluster: Cluster
 
 def _source(section: str, model: ModelConfig, environ: Mapping[str, str]) -> Source:
     with about(section):
-        return resolve_source(model, environ)
+        source = resolve_source(model, environ)
+    if pooling := _pooling(model, source):
+        why = f"vLLM takes it for embedding, ranking or classifying by its {pooling}, and {engine_args.GENERATES}"
+        accepted = f"{why}; give a model that generates, or engine.runner generate where it can"
+        raise ConfigError([refused(f"{section}.source", model.source, accepted)])
+    return source
+
+
+def _pooling(config: ModelConfig, source: Source) -> str | None:
+    """What would have vLLM pool with a model, None where it generates, by itself or because it is told to."""
+    if source.hf_config is None or config.engine.get("runner") == "generate":
+        return None
+    if source.embeds:
+        return hub.MODULES
+    names, vllm = _overridden(config, source.hf_config).get("architectures"), engine_args.find_vllm()
+    known = [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+    return read_architectures(vllm).first_pooling(known) if vllm else None
 
 
 def _read_spec(section: str, config: ModelConfig, source: Source) -> ModelSpec | None:
     """The sizes of the model as the engine will see them: in its dtype, and with the overrides of its config."""
     if source.hf_config is None:
         return None
-    overrides = config.engine.get("hf_overrides")
-    hf_config = {**source.hf_config, **(overrides if isinstance(overrides, dict) else {})}
+    hf_config = _overridden(config, source.hf_config)
     dtype = config.engine.get("dtype", "auto")
     if dtype != "auto":
         hf_config["torch_dtype"] = dtype
@@ -244,6 +260,12 @@ def _read_spec(section: str, config: ModelConfig, source: Source) -> ModelSpec |
         return ModelSpec.from_hf_config(hf_config, name=config.name)
     except ModelConfigError as error:
         raise ConfigError([refused(f"{section}.source", config.source, f"its config.json says: {error}")]) from error
+
+
+def _overridden(config: ModelConfig, hf_config: Mapping[str, Any]) -> dict[str, Any]:
+    """The `config.json` of a model as the engine will read it."""
+    overrides = config.engine.get("hf_overrides")
+    return {**hf_config, **(overrides if isinstance(overrides, dict) else {})}
 
 
 def _iter_length_problems(

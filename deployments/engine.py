@@ -59,7 +59,9 @@ def shard_config(
         distributed_executor_backend="uni" if shape.gpus == 1 else "ray",
         worker_extension_cls=WORKER_PROBE,
         **(data_parallel_args(shape.dp) if shape.dp > 1 else {}),
-        **engine_args,
+        # An ingress keeps what it has made of images and sounds, and sends it along each time: a copy of it here, for
+        # which vLLM would take 4 GiB of the node's memory, is never read (`frontend_config`).
+        **{**engine_args, "mm_processor_cache_gb": 0},
     )
     config = args.create_engine_config(UsageContext.OPENAI_API_SERVER)
     config.parallel_config.placement_group = placement_group

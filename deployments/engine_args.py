@@ -16,7 +16,7 @@ from deployments.config_messages import closest, field_path, refused
 _SHAPE = "it follows from models[].shape"
 _OWN = "Archipelago sets it from the layout"
 _NO_ADAPTERS = "requests cannot name adapters yet; merge one into its model, and serve that"
-_GENERATES = "a fleet generates text, and nothing else"
+GENERATES = "a fleet generates text, and nothing else"
 # Arguments a user of `vllm serve` knows, and the field that takes their place here.
 _MOVED: Mapping[str, str] = {
     "model": "use models[].source",
@@ -56,7 +56,7 @@ _MOVED: Mapping[str, str] = {
     "enable_auto_tool_choice": "it follows from models[].tool_call_parser",
     "reasoning_parser": "use models[].reasoning_parser",
     "lora_modules": _NO_ADAPTERS,
-    "task": _GENERATES,
+    "task": GENERATES,
 }
 
 
@@ -110,8 +110,8 @@ _RULES: Mapping[str, _Rule] = {
     ),
     "dtype": _Rule(f"give one of {', '.join(_DTYPES)}", lambda value: value in _DTYPES),
     "enable_lora": _Rule(f"{_NO_ADAPTERS}; give false", lambda value: value is False),
-    "runner": _Rule(f"{_GENERATES}; give auto or generate", lambda value: value in ("auto", "generate")),
-    "convert": _Rule(f"{_GENERATES}; give auto or none", lambda value: value in ("auto", "none")),
+    "runner": _Rule(f"{GENERATES}; give auto or generate", lambda value: value in ("auto", "generate")),
+    "convert": _Rule(f"{GENERATES}; give auto or none", lambda value: value in ("auto", "none")),
     "kv_transfer_config": _Rule(
         "prefill and decode of a request share a replica; give kv_role kv_both, and a connector that is none of "
         f"{', '.join(_DISAGGREGATING)}",

@@ -1,7 +1,6 @@
 """Where a model comes from, and what is known of it before anything is started or downloaded."""
 
 import json
-import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,9 +10,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from deployments import tiny_models
+from deployments import hub, tiny_models
 from deployments.config import ModelConfig
 from deployments.config_messages import ConfigError, refused
+from placement.given import HubError
 
 _FIELD = "models[0].source"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
@@ -25,11 +25,13 @@ class Source:
 
     `made` is the name to pass to `make_model` before `location` exists, None for a model not made locally.
     `hf_config` is the content of `config.json`, None for a Hugging Face id that is not in the local cache.
+    `embeds` is whether Sentence Transformers have it embed, whatever its architecture could do.
     """
 
     location: str
     made: str | None = None
     hf_config: Mapping[str, Any] | None = None
+    embeds: bool = False
 
 
 def resolve_source(model: ModelConfig, environ: Mapping[str, str]) -> Source:
@@ -43,13 +45,15 @@ def resolve_source(model: ModelConfig, environ: Mapping[str, str]) -> Source:
         return Source(location=str(path), made=source, hf_config=tiny_models.hf_config(source))
     folder = _folder(source)
     if folder is not None:
-        return Source(location=str(folder), hf_config=_read_config(source, folder / "config.json"))
+        return _read(source, str(folder), folder / hub.CONFIG)
     if not _HUB_ID.fullmatch(source):
         raise _not_accepted(source, "give a directory, a Hugging Face id such as org/name, or one of")
     cached = _cached_config(source, model.engine.get("revision"), environ)
-    if cached is None and "/" not in source and get_close_matches(source, tiny_models.MADE_MODELS, n=1, cutoff=0.8):
+    if cached is not None:
+        return _read(source, source, cached)
+    if "/" not in source and get_close_matches(source, tiny_models.MADE_MODELS, n=1, cutoff=0.8):
         raise _not_accepted(source, "it is no model in the local Hugging Face cache; give org/name, or one of")
-    return Source(location=source, hf_config=None if cached is None else _read_config(source, cached))
+    return Source(location=source)
 
 
 def download_config(model: ModelConfig, environ: Mapping[str, str]) -> None:
@@ -57,34 +61,32 @@ def download_config(model: ModelConfig, environ: Mapping[str, str]) -> None:
 
     A few kilobytes, without the weights. Raises `ConfigError` when the hub does not give it.
     """
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
-
-    # It would say of each of its tries that the hub does not answer.
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-
-    revision, token = _text(model.engine.get("revision")), _text(model.engine.get("hf_token"))
-    endpoint, cache = environ.get("HF_ENDPOINT"), _hub_cache(environ)
     try:
-        hf_hub_download(model.source, "config.json", revision=revision, token=token, endpoint=endpoint, cache_dir=cache)
-    except (OSError, ValueError, EntryNotFoundError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ConfigError(
-            [refused(_FIELD, model.source, f"its config.json cannot be downloaded ({reason})")]
-        ) from error
+        _fetch(model, environ)
+    except HubError as error:
+        why = f"its config.json cannot be downloaded ({error}); give another Hugging Face id, a directory, or one of"
+        raise _not_accepted(model.source, why) from error
 
 
 def find_config(source: str, environ: Mapping[str, str]) -> Mapping[str, Any] | None:
-    """The `config.json` of a model made locally or of a Hugging Face id, downloaded if need be; None if neither."""
+    """The `config.json` of a model made locally or of a Hugging Face id, downloaded if need be; None if neither.
+
+    Raises `HubError` when the hub does not give it.
+    """
     try:
         model = ModelConfig(source=source)
         found = resolve_source(model, environ).hf_config
         if found is None:
-            download_config(model, environ)
+            _fetch(model, environ)
             found = resolve_source(model, environ).hf_config
     except (ConfigError, ValidationError):
         return None
     return found
+
+
+def _fetch(model: ModelConfig, environ: Mapping[str, str]) -> None:
+    revision, token = _text(model.engine.get("revision")), _text(model.engine.get("hf_token"))
+    hub.fetch(model.source, environ, revision=revision, token=token)
 
 
 def _folder(source: str) -> Path | None:
@@ -104,11 +106,19 @@ def _not_accepted(source: str, accepted: str) -> ConfigError:
     return ConfigError([refused(_FIELD, source, f"{accepted} {', '.join(tiny_models.MADE_MODELS)}")])
 
 
+def _read(source: str, location: str, path: Path) -> Source:
+    """The model whose `config.json` is at `path`."""
+    return Source(location=location, hf_config=_read_config(source, path), embeds=_pools(path.with_name(hub.MODULES)))
+
+
 def _read_config(source: str, path: Path) -> Mapping[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError([refused(_FIELD, source, f"give a directory with a config.json ({error})")]) from error
+        why = f"{path} cannot be read ({error.strerror})" if path.parent.is_dir() else f"there is no {path.parent}"
+        why = "it is a file" if path.parent.is_file() else why
+        accepted = f"{why}; give a directory with a config.json"
+        raise ConfigError([refused(_FIELD, source, accepted)]) from error
     except ValueError as error:
         raise ConfigError([refused(_FIELD, source, f"{path} must be JSON ({error})")]) from error
     if not isinstance(config, dict):
@@ -116,20 +126,25 @@ def _read_config(source: str, path: Path) -> Mapping[str, Any]:
     return config
 
 
+def _pools(path: Path) -> bool:
+    """Whether the `modules.json` at `path`, if there is one, has vLLM pool (vllm/transformers_utils/config.py:949)."""
+    try:
+        modules = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    kinds = [module.get("type") for module in modules if isinstance(module, dict)] if isinstance(modules, list) else []
+    return any(isinstance(kind, str) and kind.endswith(".Pooling") for kind in kinds)
+
+
 def _cached_config(repo: str, revision: object, environ: Mapping[str, str]) -> Path | None:
     """`config.json` of a Hugging Face model in the local cache, which is where vLLM will look first."""
     from huggingface_hub import try_to_load_from_cache  # 0.2 s that only Hugging Face models need
 
     try:
-        found = try_to_load_from_cache(repo, "config.json", cache_dir=_hub_cache(environ), revision=_text(revision))
+        found = try_to_load_from_cache(repo, hub.CONFIG, cache_dir=hub.cache_folder(environ), revision=_text(revision))
     except ValueError as error:
         raise _not_accepted(repo, f"{error}; give a Hugging Face id such as org/name, or one of") from error
     return Path(found) if isinstance(found, str) else None
-
-
-def _hub_cache(environ: Mapping[str, str]) -> Path:
-    home = environ.get("HF_HOME") or Path(environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
-    return Path(environ.get("HF_HUB_CACHE") or Path(home, "hub")).expanduser()
 
 
 def _text(argument: object) -> str | None:

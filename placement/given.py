@@ -26,7 +26,7 @@ from placement.shape import Shape, ShapeError
 from placement.workload import Lengths, Slo, Workload
 from placement.yaml_reading import YamlError, read_yaml
 
-FindConfig = Callable[[str], Mapping[str, Any] | None]
+FindConfig = Callable[[str], Mapping[str, Any] | None]  # may raise HubError
 _CLUSTER_FILES = (".yaml", ".yml", ".json")
 _CALIBRATED = ("constants.json", "residuals.json", "links.json")
 _OPTIONS = {
@@ -39,6 +39,10 @@ _OPTIONS = {
     "percentile": "--percentile",
 }
 KV_BYTES = {"auto": 2.0, "bf16": 2.0, "fp16": 2.0, "fp8": 1.0}
+
+
+class HubError(Exception):
+    """The hub did not give a config.json. The message says why."""
 
 
 class InputError(ValueError):
@@ -63,18 +67,37 @@ def model(name: str, precision: str | None, find_config: FindConfig) -> ModelSpe
     """The model called `name`: a file, a directory with a `config.json`, or a hub id."""
     path = _config_file(name)
     quantised = path and path.with_name("hf_quant_config.json")
-    config = read_json(path) if path else catalogue.config(name) or find_config(name)
-    if config is None:
-        close = catalogue.closest(name[:200])
-        hint = f"Did you mean {close}? Or give" if close else "Give"
-        raise InputError(
-            f"model is {name[:200]!r}; it is no file, no directory with a config.json, no model known offline, and the "
-            f"hub did not give it. {hint} the path of its config.json."
-        )
+    config = read_json(path) if path else catalogue.config(name) or _found(name, find_config)
     spec = ModelSpec.from_hf_config(
         config, name=name, hf_quant_config=read_json(quantised) if quantised and quantised.exists() else None
     )
     return with_precision(spec, precision) if precision else spec
+
+
+def _found(name: str, find_config: FindConfig) -> Mapping[str, Any]:
+    why = "no hub id"
+    try:
+        if (config := find_config(name)) is not None:
+            return config
+    except HubError as error:
+        why = f"the hub did not give it ({error})"
+    if _is_directory(name):
+        raise InputError(
+            f"model is {name!r}; it is a directory without a config.json. Give the path of its config.json."
+        )
+    close = catalogue.closest(name[:200])
+    hint = f"Did you mean {close}? Or give" if close else "Give"
+    raise InputError(
+        f"model is {name[:200]!r}; it is no file, no directory with a config.json, no model known offline, and {why}. "
+        f"{hint} the path of its config.json."
+    )
+
+
+def _is_directory(name: str) -> bool:
+    try:
+        return bool(name) and Path(name).is_dir()
+    except OSError:  # too long for a path
+        return False
 
 
 def _config_file(name: str) -> Path | None:
@@ -98,7 +121,11 @@ def cluster(text: str, *, field: str = "--cluster") -> Cluster:
         told = str(error) if str(error).endswith((".", "?")) else f"{error}."
         if is_file:
             raise InputError(f"{field}: {path}: {told}") from error
-        file = f" The name of a file ends in {', '.join(_CLUSTER_FILES)}." if set("./") & set(text) else ""
+        file = (
+            f" The name of a file ends in {', '.join(_CLUSTER_FILES)}."
+            if set("./") & set(text) or _is_directory(text)
+            else ""
+        )
         raise InputError(f"{field}: {told.removeprefix('cluster: ')}{file}") from error
 
 

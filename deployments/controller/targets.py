@@ -194,7 +194,7 @@ def _gone_on(known: ModelRecord, record: ModelRecord) -> ModelRecord:
         asked_limits=known.asked_limits if is_as_before else record.asked_limits,
         changed_at_s=known.changed_at_s,
         ingress=known.ingress,
-        former=known.former,
+        former=known.former if known.desired.pools else None,
         memory=known.memory,  # what serves now is what a failure goes back to
         starts_s=known.starts_s,
         is_held=known.is_held,  # as it was announced: the reconciler ends it
@@ -204,6 +204,8 @@ def _gone_on(known: ModelRecord, record: ModelRecord) -> ModelRecord:
 
 def _with_other_ingress(known: ModelRecord, record: ModelRecord, name: str, now_s: float) -> ModelRecord:
     """The record with ingresses as its plan says, to which clients come when they are ready; `name` is a free one."""
+    if not known.desired.pools:  # it was being removed: no clients are to come
+        return replace(record, ingress=name)
     former = known.former or Former(
         ingress=known.ingress, plan=known.plan, limits=known.configured_limits, until_s=now_s
     )

@@ -85,6 +85,15 @@ def test_a_directory(saved_model: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert relative.source.location == str(saved_model)  # workers run in another directory
 
 
+def test_a_directory_without_a_config_and_a_file_are_told_apart(saved_model: Path) -> None:
+    file = saved_model / "config.json"
+    start = f"models[0].source: {str(file)!r} is not accepted; "
+    assert problems(str(file)) == [f"{start}it is a file; give a directory with a config.json"]
+    file.unlink()
+    (line,) = problems(str(saved_model))
+    assert line.endswith(f"{file} cannot be read (No such file or directory); give a directory with a config.json")
+
+
 def test_a_hub_model_in_the_local_cache(hub_cache: dict[str, str]) -> None:
     result = checked_model("acme/moe", shape="tp2ep2", environ=hub_cache)
     assert result.source.location == "acme/moe"

@@ -45,8 +45,8 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "source: no such directory": (
         {"source": "/nowhere/model"},
-        "models[0].source: '/nowhere/model' is not accepted; give a directory with a config.json "
-        "([Errno 2] No such file or directory: '/nowhere/model/config.json')",
+        "models[0].source: '/nowhere/model' is not accepted; there is no /nowhere/model; give a directory with a "
+        "config.json",
     ),
     "source: no id": (
         {"source": "a/b/c", "shape": "tp1"},

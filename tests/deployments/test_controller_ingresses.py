@@ -140,6 +140,23 @@ def test_a_model_that_is_removed_meanwhile_leaves_none_behind(served: Controller
     assert ingresses(served) == set()
 
 
+def test_a_model_that_is_served_otherwise_while_it_goes_does_not_get_its_old_ingresses_back(
+    served: Controller, log: AuditLog
+) -> None:
+    served.unfinished = 1
+    served.ask("")
+    served.turn()
+    served.staying = {OLD}
+    assert launch(served, log, admission=STRICTER) == NEW
+    for _ in range(5):
+        served.turn()
+    assert (ingresses(served), membership(served).leaving_ingresses) == ({OLD, NEW}, {OLD}), "a client is still told"
+    served.staying.clear()
+    served.settle()
+    check_nothing_is_left_over(served)
+    assert ingresses(served) == {NEW}
+
+
 def test_a_controller_that_dies_before_any_of_its_calls_is_followed_by_one_that_ends_in_the_same_state(
     begin: Begin, log: AuditLog
 ) -> None:

@@ -10,7 +10,11 @@ import numpy as np
 import pytest
 from link_builders import Fleet
 from transformers import AutoTokenizer, Qwen2AudioProcessor, WhisperFeatureExtractor
-from vllm.multimodal.cache import engine_receiver_cache_from_config
+from vllm.multimodal.cache import (
+    MultiModalProcessorOnlyCache,
+    engine_receiver_cache_from_config,
+    processor_cache_from_config,
+)
 from vllm.sampling_params import SamplingParams
 from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.serial_utils import MsgpackDecoder
@@ -84,15 +88,18 @@ async def requests_of_two_replicas(model: str) -> list[EngineCoreRequest]:
 
 
 def test_a_replica_needs_nothing_but_the_request_to_hear_a_sound(listening_model: str) -> None:
-    no_group: Any = None
-    replica = shard_config(listening_model, ENGINE_ARGS, Shape(), no_group)
     requests = asyncio.run(requests_of_two_replicas(listening_model))
     assert [request.request_id.partition("-")[0] for request in requests] == ["first", "first", "second"]
     for request in requests:
         assert request.mm_features is not None
-        (sent,) = [feature.data for feature in request.mm_features]
-        assert sent is not None
-        receiver = engine_receiver_cache_from_config(replica)  # of a replica that has heard nothing yet
-        assert receiver is not None
-        (taken,) = receiver.get_and_update_features(request.mm_features)
-        assert taken.data is sent
+        assert [feature.data is None for feature in request.mm_features] == [False]
+
+
+@pytest.mark.parametrize("given", [{}, {"mm_processor_cache_gb": 2}])
+def test_only_an_ingress_keeps_what_it_has_made_of_media(given: dict[str, Any], listening_model: str) -> None:
+    no_group: Any = None
+    arguments = ENGINE_ARGS | given
+    assert engine_receiver_cache_from_config(shard_config(listening_model, arguments, Shape(), no_group)) is None
+    _, ingress = frontend_config({"model": listening_model, **arguments})
+    assert isinstance(processor_cache_from_config(ingress), MultiModalProcessorOnlyCache)
+    assert ingress.model_config.get_multimodal_config().mm_processor_cache_gb == given.get("mm_processor_cache_gb", 4)

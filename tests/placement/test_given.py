@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from planner_builders import LLAMA_70B
 
-from placement.given import InputError, cluster, model, named, read_csv, read_json, slo, workload
+from placement.given import HubError, InputError, cluster, model, named, read_csv, read_json, slo, workload
 from placement.models import catalogue
 from placement.models.model import ModelConfigError
 from placement.quantities import QuantityError
@@ -80,6 +80,28 @@ def test_a_model_that_is_nowhere(name: str) -> None:
     assert str(caught.value).startswith("model is ")
     assert str(caught.value).endswith("Give the path of its config.json.")
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_directory_without_a_config_is_told_apart(tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        model(str(tmp_path), None, nobody)
+    assert str(caught.value) == (
+        f"model is {str(tmp_path)!r}; it is a directory without a config.json. Give the path of its config.json."
+    )
+
+
+def test_a_directory_is_no_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path.parent)
+    with pytest.raises(InputError, match=r"The name of a file ends in \.yaml, \.yml, \.json\.$"):
+        cluster(tmp_path.name)
+
+
+def test_why_the_hub_gave_nothing_is_told() -> None:
+    def away(name: str) -> None:
+        raise HubError("it is away")
+
+    with pytest.raises(InputError, match=r"and the hub did not give it \(it is away\)\. Give the path"):
+        model("acme/unknown", None, away)
 
 
 @pytest.mark.parametrize(
