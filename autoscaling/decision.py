@@ -16,6 +16,7 @@ Cause = Literal[
     "not-yet",  # what speaks for it has not lasted long enough
     "not-worth-it",  # a change would gain less than it costs
     "barred",  # it was tried, and was worse than predicted
+    "schedule",  # the schedule wants more, or allows less
     "window",  # outside the maintenance window
     "frozen",  # a person has said so
     "limit",  # more would change at once than is allowed

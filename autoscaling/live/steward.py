@@ -15,9 +15,9 @@ from autoscaling.live.acting import Actor, Seen
 from autoscaling.live.exported import Metrics
 from autoscaling.live.fleet_client import Overview, cluster_of, fleet_of
 from autoscaling.observation import Blind, Demand, Fleet, Observation, PoolLoad, Pools
+from autoscaling.policy.bounds import bounds
 from autoscaling.policy.decide import unseen
 from autoscaling.policy.memory import Memory
-from autoscaling.policy.options import bounds
 from autoscaling.policy.rules import Rules
 from placement import Cluster, Shape
 
@@ -153,7 +153,7 @@ class Steward:
         if back is None or self._actor.is_rejected(model, back, at_s):
             return None
         may_change = rules.is_in_window(at_s) and not rules.frozen
-        return back if may_change and bounds(rules, fleet.gpus).allow(back.target) else None
+        return back if may_change and bounds(rules, fleet.gpus, at_s).allow(back.target) else None
 
     def _basis(self, fleet: Fleet | None, decision: Decision) -> Basis | None:
         """How far off the cost model is now; only a change is ever compared with what was before it."""

@@ -16,9 +16,9 @@ from autoscaling.observing.queries import Ask
 from autoscaling.observing.reading import read
 from autoscaling.policy.decide import decide
 from autoscaling.policy.memory import Memory
-from autoscaling.policy.rules import Rules, Window
-from autoscaling.settings.fields import DAYS
-from autoscaling.settings.settings import ModelSettings, WindowSettings
+from autoscaling.policy.rules import Rules
+from autoscaling.policy.rules_given import rules_of
+from autoscaling.settings.settings import ModelSettings
 from placement import Cluster, ModelSpec, Shape, Slo
 
 _LEAST_WINDOW_S = 60.0
@@ -41,33 +41,6 @@ def watched(
         return PlannedAdvisor(_site(model, cluster, settings.shapes, running), rules.slo, may_choose=settings.shapes)
 
     return Watched(model=settings.model, rules=rules, hardware=hardware, observe=eyes.look, advisor=advisor)
-
-
-def rules_of(settings: ModelSettings) -> Rules:
-    """The rules of one model; its shapes are known only with the cluster."""
-    return Rules(
-        slo=settings.slo.slo,
-        shapes=settings.shapes or (),
-        min_gpus=settings.gpus.min,
-        max_gpus=settings.gpus.max,
-        min_replicas=settings.min_replicas,
-        repartition=settings.repartition,
-        forecast=settings.forecast,
-        forecast_quantile=settings.quantile,
-        cooldown_s=settings.cooldown_s,
-        down_after_s=settings.down_after_s,
-        max_change_gpus=settings.max_change_gpus,
-        windows=tuple(map(_window, settings.windows)),
-    )
-
-
-def _window(settings: WindowSettings) -> Window:
-    return Window(
-        opens=settings.from_,
-        closes=settings.to,
-        days=tuple(DAYS.index(day) for day in settings.days),
-        zone=settings.timezone,
-    )
 
 
 def _site(model: ModelSpec, cluster: Cluster, allowed: Iterable[Shape] | None, running: Iterable[Shape]) -> Site:

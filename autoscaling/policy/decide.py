@@ -11,12 +11,13 @@ from autoscaling.capacity.times import Times
 from autoscaling.capacity.transitions import Stage, Transition, transition
 from autoscaling.decision import Cause, Decision
 from autoscaling.observation import Blind, Observation, Pools, gpus_of, pools_of, spelled
+from autoscaling.policy.bounds import Bounds, bounds_ahead
 from autoscaling.policy.budget import counted, ease
 from autoscaling.policy.doubts import doubting
 from autoscaling.policy.estimates import Estimates
 from autoscaling.policy.imbalance import imbalance
 from autoscaling.policy.memory import Memory
-from autoscaling.policy.options import Bounds, Candidate, bounds, options
+from autoscaling.policy.options import Candidate, options
 from autoscaling.policy.outlook import Outlook, outlook
 from autoscaling.policy.pricing import priced
 from autoscaling.policy.ranking import Choice, Refusal, choose
@@ -54,7 +55,9 @@ def decide(
     room = ease(memory, observation.demand, rules)
     # Eased only for giving up replicas: were rises measured so too, help for them would come too late.
     estimates, eased = (Estimates(performance, rules.slo, memory.doubts, by) for by in (1.0, room))
-    limits = bounds(rules, observation.fleet.gpus)
+    limits, coming = bounds_ahead(
+        rules, observation.fleet.gpus, current, observation.at_s, step_s=start_s + observation.window_s
+    )
     may_stay = limits.allow(current)
     islands = islands_of(observation.fleet.cluster)
 
@@ -68,11 +71,12 @@ def decide(
         others,
         rules,
         may_stay=may_stay,
-        refusal=lambda offer: refusal(offer, current, memory, limits, observation.at_s),
+        refusal=lambda offer: refusal(offer, current, memory, limits, coming, observation.at_s),
     )
     memory = pressed(memory, choice, passed_s)
     held = held_back(choice, memory, observation, plan, rules, times, may_stay=may_stay, has_misses_left=room > 1)
-    return _decision(observation, choice, held, plan, Reasons(observation, lopsided, plan, estimates, rules)), memory
+    reasons = Reasons(observation, lopsided, plan, estimates, rules, limits)
+    return _decision(observation, choice, held, plan, reasons, is_scheduled=bool(limits.due)), memory
 
 
 def unseen(blind: Blind, memory: Memory) -> tuple[Decision, Memory]:
@@ -99,7 +103,13 @@ def _way(
 
 
 def _decision(
-    observation: Observation, choice: Choice, held: Refusal | None, plan: Outlook, reasons: Reasons
+    observation: Observation,
+    choice: Choice,
+    held: Refusal | None,
+    plan: Outlook,
+    reasons: Reasons,
+    *,
+    is_scheduled: bool,
 ) -> Decision:
     """The winner, or a hold that says what would have been done."""
     winner = choice.winner
@@ -110,18 +120,20 @@ def _decision(
     return Decision(
         at_s=observation.at_s,
         kind="hold" if stays else winner.kind,
-        cause=held.cause if held else _cause(choice),
+        cause=held.cause if held else _cause(choice, is_scheduled=is_scheduled),
         target=pools_of(observation.fleet.desired) if stays else winner.pools,
-        reason=reason + reasons.of_imbalance(),
+        reason=reason + reasons.of_schedule(choice) + reasons.of_imbalance(),
         expected=plan.expected,
         options=reasons.of_options(choice),
     )
 
 
-def _cause(choice: Choice) -> Cause:
+def _cause(choice: Choice, *, is_scheduled: bool) -> Cause:
     """Why the winner won; for a hold, what kept the offer away that would have saved most."""
     if choice.is_least_bad:
         return "least-bad"
+    if is_scheduled and choice.hold.keeps and not choice.may_stay:
+        return "schedule"
     loser = choice.nearest_saving
     if not choice.is_hold or loser is None:
         return "cheapest"

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 from autoscaling.decision import Kind
 from autoscaling.observation import Demand, Pools, gpus_of, pools_of
+from autoscaling.policy.bounds import Bounds
 from autoscaling.policy.estimates import Estimates
 from autoscaling.policy.outlook import Outlook
-from autoscaling.policy.rules import Rules
 from placement import Shape
 
 _SHAPES_LOOKED_AT = 3  # those that need fewest GPUs; the rest would not win
@@ -26,62 +26,6 @@ class Candidate:
     def only_gives_up(self, current: Pools) -> bool:
         """Whether it is the present shapes with fewer replicas."""
         return self.kind == "replicas" and gpus_of(self.pools) < gpus_of(current)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Bounds:
-    """How far a fleet may go: GPUs and replicas, and the GPUs that one change may start or stop."""
-
-    min_gpus: int
-    max_gpus: int
-    min_replicas: int
-    max_shapes: int
-    max_change_gpus: int | None
-    repartition: bool
-
-    def allow(self, pools: Pools) -> bool:
-        """Whether a fleet may be so."""
-        return not any(self._beyond(pools))
-
-    def are_nearer(self, pools: Pools, before: Pools) -> bool:
-        """Whether a fleet is less far outside than the one before, and in no respect farther."""
-        pairs = list(zip(self._beyond(pools), self._beyond(before), strict=True))
-        return all(now <= then for now, then in pairs) and any(now < then for now, then in pairs)
-
-    def _beyond(self, pools: Pools) -> tuple[int, int, int, int]:
-        """By how much a fleet is outside: GPUs too few and too many, replicas too few, shapes too many."""
-        gpus, replicas = gpus_of(pools), sum(pools.values())
-        return (
-            max(0, self.min_gpus - gpus),
-            max(0, gpus - self.max_gpus),
-            max(0, self.min_replicas - replicas),
-            max(0, len(pools) - self.max_shapes),
-        )
-
-    def allow_change(self, before: Pools, after: Pools) -> bool:
-        """Whether so much may change at once."""
-        return self.max_change_gpus is None or max(_started_and_stopped(before, after)) <= self.max_change_gpus
-
-    def fewest(self, shape: Shape, others: Pools) -> int:
-        """Replicas of `shape` that fill the minimum next to `others`."""
-        missing_gpus = max(0, self.min_gpus - gpus_of(others))
-        return max(self.min_replicas - sum(others.values()), -(-missing_gpus // shape.gpus), 0)
-
-    def most(self, shape: Shape, others: Pools) -> int:
-        """Replicas of `shape` that there is room for next to `others`."""
-        return max(0, self.max_gpus - gpus_of(others)) // shape.gpus
-
-
-def bounds(rules: Rules, gpus: int) -> Bounds:
-    """The bounds on a cluster with `gpus` for this model."""
-    return Bounds(
-        min_gpus=rules.min_gpus,
-        max_gpus=gpus if rules.max_gpus is None else min(gpus, rules.max_gpus),
-        min_replicas=rules.min_replicas,
-        max_shapes=rules.max_shapes,
-        max_change_gpus=rules.max_change_gpus,
-        repartition=rules.repartition,
-    )
 
 
 def kind_of(before: Pools, after: Pools) -> Kind:
@@ -212,9 +156,3 @@ def _without(pools: Pools, shape: Shape) -> Pools:
 
 def _with(others: Pools, shape: Shape, replicas: int) -> Pools:
     return pools_of({**others, shape: replicas})
-
-
-def _started_and_stopped(before: Pools, after: Pools) -> tuple[int, int]:
-    shapes = {*before, *after}
-    moves = [shape.gpus * (after.get(shape, 0) - before.get(shape, 0)) for shape in shapes]
-    return sum(gpus for gpus in moves if gpus > 0), -sum(gpus for gpus in moves if gpus < 0)

@@ -40,10 +40,11 @@ class Loser:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """The winner and the others, the best first. `hold` is one of them."""
+    """The winner and the others, the best first. `hold` is one of them; `may_stay`: it is within the bounds."""
 
     winner: Offer
     hold: Offer
+    may_stay: bool
     is_least_bad: bool
     losers: tuple[Loser, ...]
 
@@ -97,11 +98,13 @@ def choose(
         if offer is not winner
     ]
     if not may_stay:
-        losers.append(Loser(offer=hold, loss="refused", refusal=_OUT_OF_BOUNDS))
-    return Choice(winner=winner, hold=hold, is_least_bad=False, losers=tuple(sorted(losers, key=_place)))
+        losers.append(Loser(offer=hold, loss="refused", refusal=OUT_OF_BOUNDS))
+    return Choice(
+        winner=winner, hold=hold, may_stay=may_stay, is_least_bad=False, losers=tuple(sorted(losers, key=_place))
+    )
 
 
-_OUT_OF_BOUNDS = Refusal(cause="limit", sentence="is outside the bounds that are set for GPUs and replicas")
+OUT_OF_BOUNDS = Refusal(cause="limit", sentence="is outside the bounds that are set for GPUs and replicas")
 
 
 def _sound(offers: Sequence[Offer], hold: Offer, *, is_cure: bool) -> tuple[list[Offer], list[Loser]]:
@@ -172,9 +175,9 @@ def _least_bad(hold: Offer, free: Sequence[Offer], losers: Sequence[Loser], *, m
     others = [loser for loser in losers if loser.offer is not winner and loser.loss != "misses"]
     others += [Loser(offer=offer, loss="no-better") for offer in free if offer is not winner]
     if winner is not hold and hold not in free:
-        others.append(Loser(offer=hold, loss="refused", refusal=_OUT_OF_BOUNDS))
+        others.append(Loser(offer=hold, loss="refused", refusal=OUT_OF_BOUNDS))
     ordered = sorted(others, key=lambda loser: (-loser.offer.price.attainment, loser.offer.load))
-    return Choice(winner=winner, hold=hold, is_least_bad=True, losers=tuple(ordered))
+    return Choice(winner=winner, hold=hold, may_stay=may_stay, is_least_bad=True, losers=tuple(ordered))
 
 
 def _gains(offer: Offer, hold: Offer) -> bool:

@@ -3,13 +3,14 @@
 import math
 
 from autoscaling.decision import Option
-from autoscaling.observation import Observation, Pools, spelled
+from autoscaling.observation import Observation, Pools, gpus_of, spelled
+from autoscaling.policy.bounds import Bounds
 from autoscaling.policy.estimates import Estimates
 from autoscaling.policy.imbalance import Imbalance
 from autoscaling.policy.outlook import Outlook
 from autoscaling.policy.past import Asked
 from autoscaling.policy.pricing import Offer
-from autoscaling.policy.ranking import Choice, Loser
+from autoscaling.policy.ranking import OUT_OF_BOUNDS, Choice, Loser
 from autoscaling.policy.rules import Rules
 from autoscaling.policy.stability import duration
 from placement import Shape
@@ -27,9 +28,10 @@ class Reasons:
         outlook: Outlook,
         estimates: Estimates,
         rules: Rules,
+        limits: Bounds,
     ) -> None:
         self._observation, self._lopsided, self._outlook = observation, lopsided, outlook
-        self._estimates, self._rules = estimates, rules
+        self._estimates, self._rules, self._limits = estimates, rules, limits
 
     def of_options(self, choice: Choice) -> tuple[Option, ...]:
         """All that were priced, the best first, each with what it won or lost by."""
@@ -57,13 +59,28 @@ class Reasons:
             return self._least_bad(choice)
         if choice.is_hold:
             return f"{self._enough(winner)}; {self._nearest_loser(choice)}"
-        if not hold.keeps:
+        if not (hold.keeps and choice.may_stay):
             return f"{self._trouble(choice)}. {self._cure(winner)}"
         past_s = self._outlook.lasting_s if winner.kind == "repartition" else self._outlook.recent_s
         return (
             f"{spelled(winner.pools)} would serve all that was asked in the last {duration(past_s)} and is "
             f"expected in the next {duration(self._outlook.horizon_s)}, with {winner.gpus} GPUs instead of {hold.gpus}."
         )
+
+    def of_schedule(self, choice: Choice) -> str:
+        """Which of its bounds the winner is up against; empty where one replica more or less would do too."""
+        pools, at_s = choice.winner.pools, self._observation.at_s
+        gpus, step = gpus_of(pools), min((shape.gpus for shape in pools), default=0)
+        said = []
+        for one in self._limits.due:
+            wanted, replicas = one.bounds, sum(pools.values())
+            if gpus - step < wanted.min_gpus:
+                said.append(f" The schedule wants at least {wanted.min_gpus} GPUs {one.shown(at_s)}.")
+            if replicas - 1 < wanted.min_replicas:
+                said.append(f" The schedule wants at least {wanted.min_replicas} replicas {one.shown(at_s)}.")
+            if wanted.max_gpus is not None and gpus + step > wanted.max_gpus and one.opens_s <= at_s:
+                said.append(f" The schedule allows at most {wanted.max_gpus} GPUs {one.shown(at_s)}.")
+        return "".join(said)
 
     def of_imbalance(self) -> str:
         """That one replica has a queue and the others have room; empty where that is not so."""
@@ -92,7 +109,9 @@ class Reasons:
         """What is wrong with the present fleet, and what cannot cure it."""
         hold, winner = choice.hold, choice.winner
         if not hold.pools:
-            return "Nothing runs and requests come"
+            return "Nothing runs" if hold.keeps else "Nothing runs and requests come"
+        if hold.keeps:
+            return f"{spelled(hold.pools)} {OUT_OF_BOUNDS.sentence}"
         sentence = self._incapable(hold.pools, self._hardest(hold.pools))
         if sentence is None:
             return self._why_too_little(hold)
@@ -111,8 +130,11 @@ class Reasons:
 
     def _least_bad(self, choice: Choice) -> str:
         hold, winner = choice.hold, choice.winner
-        budget = self._budget()
-        trouble = self._incapable(hold.pools, self._hardest(hold.pools)) or self._why_too_little(hold)
+        budget = self._limits.max_gpus
+        if hold.keeps:
+            trouble = self._trouble(choice)
+        else:
+            trouble = self._incapable(hold.pools, self._hardest(hold.pools)) or self._why_too_little(hold)
         if choice.is_hold:
             return f"{trouble}. Nothing within {budget} GPUs keeps the SLO, and nothing gains enough to change."
         return (
@@ -123,10 +145,6 @@ class Reasons:
 
     def _why_too_little(self, offer: Offer) -> str:
         return f"{spelled(offer.pools)} {self._too_little(offer)}"
-
-    def _budget(self) -> int:
-        held, allowed = self._observation.fleet.gpus, self._rules.max_gpus
-        return held if allowed is None else min(held, allowed)
 
     def _of_loser(self, loser: Loser, choice: Choice) -> str:
         offer, winner = loser.offer, choice.winner

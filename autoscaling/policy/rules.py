@@ -3,12 +3,10 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, time, timedelta
-from zoneinfo import ZoneInfo
 
+from autoscaling.schedule import Scheduled, Window
 from placement import Shape, Slo
 
-EVERY_DAY = (0, 1, 2, 3, 4, 5, 6)  # as datetime.weekday: 0 is Monday
 # A cheaper fleet must have been enough for this many cold starts: a replica given up too early costs one to have back.
 _STARTS_BEFORE_LESS = 3.0
 _LEAST_DOWN_AFTER_S = 300.0
@@ -17,29 +15,6 @@ _MOST_REGRETS = 3
 
 class RulesError(ValueError):
     """Rules nobody can follow. The message names the field, the value and what is accepted."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Window:
-    """A time of day at which changes are allowed; one that closes before it opens goes over midnight.
-
-    `days` are those on which it opens, 0 for Monday. `zone` is an IANA time zone.
-    """
-
-    opens: time
-    closes: time
-    days: tuple[int, ...] = EVERY_DAY
-    zone: str = "UTC"
-
-    def is_open(self, at_s: float) -> bool:
-        """Whether `at_s` (seconds since the epoch) is in it."""
-        now = datetime.fromtimestamp(at_s, ZoneInfo(self.zone))
-        today, yesterday = now.weekday(), (now - timedelta(days=1)).weekday()
-        if self.opens < self.closes:
-            return today in self.days and self.opens <= now.time() < self.closes
-        return (today in self.days and now.time() >= self.opens) or (
-            yesterday in self.days and now.time() < self.closes
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +41,7 @@ class Rules:
         cooldown_factor: a cooldown also lasts so many times what the last change took.
         max_change_gpus: most GPUs that one change may start, and most that it may stop; None for any number.
         floor: share of the GPUs that keeps serving during a repartition; 0 allows a swap.
+        schedule: bounds that hold at times beside those above.
         windows: changes only within these; always where there are none. frozen: no changes at all.
     """
 
@@ -89,6 +65,7 @@ class Rules:
     cooldown_factor: float = 1.0
     max_change_gpus: int | None = None
     floor: float = 0.0
+    schedule: tuple[Scheduled, ...] = ()
     windows: tuple[Window, ...] = ()
     frozen: bool = False
 

@@ -1,16 +1,18 @@
 """When a change that would pay is not made: it must have been the answer for long enough, and not too soon again."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from autoscaling.capacity.ceiling import margin
 from autoscaling.capacity.times import Times
 from autoscaling.observation import Fleet, Observation, Pools, spelled
+from autoscaling.policy.bounds import Bounds, gives_up
 from autoscaling.policy.memory import Direction, Memory, Pressure
-from autoscaling.policy.options import Bounds
 from autoscaling.policy.outlook import Outlook
 from autoscaling.policy.pricing import Offer
 from autoscaling.policy.ranking import Choice, Refusal
 from autoscaling.policy.rules import Rules
+from autoscaling.schedule import Due
 
 # A spike shorter than this patience is past its peak by the time that patience ends, because rates are means over a
 # window: so demand that falls is waited for, once as long again.
@@ -21,8 +23,10 @@ _MILD_WAIT = 3.0
 _MOST_LOAD = 1e3  # "cannot serve it at all", in memory that becomes JSON
 
 
-def refusal(offer: Offer, fleet_pools: Pools, memory: Memory, limits: Bounds, at_s: float) -> Refusal | None:
-    """What forbids an offer whatever it is worth."""
+def refusal(
+    offer: Offer, fleet_pools: Pools, memory: Memory, limits: Bounds, coming: Sequence[Due], at_s: float
+) -> Refusal | None:
+    """What forbids an offer whatever it is worth. `coming` is what the schedule wants soon."""
     bar = memory.bar(fleet_pools, offer.pools) if offer.kind == "repartition" else None
     if bar is not None:
         return Refusal(
@@ -33,6 +37,9 @@ def refusal(offer: Offer, fleet_pools: Pools, memory: Memory, limits: Bounds, at
         return Refusal(
             cause="limit", sentence=f"changes more than the {limits.max_change_gpus} GPUs that may change at once"
         )
+    wanted = next((one for one in coming if gives_up(one.bounds, fleet_pools, offer.pools)), None)
+    if wanted is not None:
+        return Refusal(cause="schedule", sentence=f"is less than the schedule wants {wanted.shown(at_s)}")
     return None
 
 

@@ -23,6 +23,14 @@ class SettingsError(ValueError):
         return "\n".join(self.problems)
 
 
+class PartError(ValueError):
+    """What is wrong with a part of what is validated, at the path `part` in it; the message says what is accepted."""
+
+    def __init__(self, part: str, value: object, accepted: str) -> None:
+        super().__init__(accepted)
+        self.part, self.value = part, value
+
+
 def shown(value: object) -> str:
     """A value as it appears in a message: as YAML writes it, and never more than a line."""
     text = _YAML_NAMES[value] if value is None or isinstance(value, bool) else repr(value)
@@ -53,7 +61,10 @@ def _problem(detail: ErrorDetails, model: type[BaseModel]) -> str:
             hint = f"did you mean {close[0]}?" if close else f"give one of {', '.join(known)}"
             return f"{path}: unknown name; {hint}"
         case "value_error":
-            text = str(detail["ctx"]["error"])
+            error = detail["ctx"]["error"]
+            if isinstance(error, PartError):
+                return refused(f"{path}.{error.part}", error.value, str(error))
+            text = str(error)
             # What names the field itself says all there is to say, as the quantities of the planner do.
             return text.rstrip(".") if text.startswith(f"{path}:") else refused(path, detail["input"], text)
         case "model_type" | "dict_type" | "model_attributes_type":

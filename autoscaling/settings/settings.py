@@ -12,13 +12,17 @@
 Only `models` is needed. `archipelago autoscale --fields` describes every field.
 """
 
+from collections.abc import Mapping
+from itertools import product
+from operator import itemgetter
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from autoscaling.schedule import ALWAYS, Scheduled, Window
 from autoscaling.settings.fields import DAYS, Clock, Days, Latency, Length, Positive, Section, Shapes, Share, Url, Zone
-from autoscaling.settings.messages import SettingsError, problems_of, shown
+from autoscaling.settings.messages import PartError, SettingsError, problems_of, shown
 from placement import Slo
 from placement.promised import USUAL_SHARE
 from placement.yaml_reading import YamlError, read_yaml
@@ -105,7 +109,7 @@ class GpuSettings(Section):
 
 
 class WindowSettings(Section):
-    """When changes are allowed; one that ends before it begins goes over midnight."""
+    """A time of day; one that ends before it begins goes over midnight, one that ends when it begins lasts a day."""
 
     days: Days = Field(
         default=DAYS, description="Days on which it begins: mon, tue, wed, thu, fri, sat, sun. Default: all."
@@ -113,6 +117,32 @@ class WindowSettings(Section):
     from_: Clock = Field(alias="from", description="When it begins: 22:00.")
     to: Clock = Field(description="When it ends: 06:00.")
     timezone: Zone = Field(default="UTC", description="Of these times: Europe/Berlin.")
+
+    @property
+    def window(self) -> Window:
+        """As the policy takes it."""
+        days = tuple(DAYS.index(day) for day in self.days)
+        return Window(opens=self.from_, closes=self.to, days=days, zone=self.timezone)
+
+
+class ScheduleSettings(WindowSettings):
+    """Bounds that hold at a time of day beside those that always do."""
+
+    gpus: GpuSettings = Field(default=GpuSettings(), description="How many GPUs it may hold meanwhile.")
+    min_replicas: int = Field(default=0, ge=0, description="It has no fewer replicas meanwhile, whatever their shape.")
+
+    @model_validator(mode="after")
+    def _bounds_something(self) -> Self:
+        if not (self.gpus.min or self.gpus.max or self.min_replicas):
+            raise ValueError("give gpus with a min or a max, or min_replicas, to hold meanwhile")
+        return self
+
+    @property
+    def scheduled(self) -> Scheduled:
+        """As the policy takes it."""
+        return Scheduled(
+            window=self.window, min_gpus=self.gpus.min, max_gpus=self.gpus.max, min_replicas=self.min_replicas
+        )
 
 
 class ModelSettings(Section):
@@ -149,9 +179,35 @@ class ModelSettings(Section):
     max_change_gpus: int | None = Field(
         default=None, ge=1, description="Most GPUs that one change may add or remove. Default: any number."
     )
+    schedule: Annotated[tuple[ScheduleSettings, ...], Field(strict=False)] = Field(
+        default=(),
+        description="Bounds for times of the week. What they want at least is started before, so that it serves from "
+        "their beginning; of several at a time the highest min and the lowest max hold, those above among them.",
+    )
     windows: Annotated[tuple[WindowSettings, ...], Field(strict=False)] = Field(
         default=(), description="When changes are allowed. Default: always."
     )
+
+    @model_validator(mode="after")
+    def _schedule_leaves_room(self) -> Self:
+        always = Scheduled(
+            window=ALWAYS, min_gpus=self.gpus.min, max_gpus=self.gpus.max, min_replicas=self.min_replicas
+        )
+        _check({"": always} | {f"schedule[{at}].": one.scheduled for at, one in enumerate(self.schedule)})
+        return self
+
+
+def _check(bounds: Mapping[str, Scheduled]) -> None:
+    """Raise `PartError` where more is wanted than is allowed at the same time. The names are what paths begin with."""
+    for (lower, wants), (upper, allows) in product(bounds.items(), repeat=2):
+        field, wanted = max(("gpus.min", wants.min_gpus), ("min_replicas", wants.min_replicas), key=itemgetter(1))
+        if allows.max_gpus is None or wanted <= allows.max_gpus or not wants.window.may_overlap(allows.window):
+            continue
+        if not upper:
+            raise PartError(f"{lower}{field}", wanted, f"give at most {allows.max_gpus}, which gpus.max is")
+        other = ", or times of one time zone that do not overlap" if lower not in ("", upper) else ""
+        accepted = f"give at least {wanted}, which {lower}{field} is at the same time{other}"
+        raise PartError(f"{upper}gpus.max", allows.max_gpus, accepted)
 
 
 class Settings(Section):

@@ -10,7 +10,16 @@ from typing import Any
 from autoscaling.capacity.site import site_of
 from autoscaling.capacity.times import times_of
 from autoscaling.observation import pools_of
-from autoscaling.simulation.fleet_options import add_fleet_options, initial_pools, max_gpus, shapes, start_times_s
+from autoscaling.settings.messages import SettingsError
+from autoscaling.simulation.fleet_options import (
+    add_fleet_options,
+    begins_s,
+    initial_pools,
+    max_gpus,
+    rules_given,
+    shapes,
+    start_times_s,
+)
 from autoscaling.simulation.policies import POLICIES
 from autoscaling.simulation.progress import Watched, progress
 from autoscaling.simulation.result import Result
@@ -55,7 +64,7 @@ def add_commands(commands: Any, find_config: FindConfig) -> None:
 def _guarded(command: Callable[[], int]) -> int:
     try:
         return command()
-    except (*ERRORS, TraceError) as error:
+    except (*ERRORS, SettingsError, TraceError) as error:
         sys.stderr.write(f"archipelago: {error}\n")
         return FAILED
 
@@ -81,11 +90,11 @@ def _simulate(arguments: argparse.Namespace, find_config: FindConfig) -> int:
 
 
 def _scenario(arguments: argparse.Namespace, find_config: FindConfig) -> Scenario:
-    initial = initial_pools(arguments)
+    initial, rules = initial_pools(arguments), rules_given(arguments, arguments.model)
     site = site_of(
         model(arguments.model, arguments.precision, find_config),
         cluster(arguments.cluster),
-        shapes=shapes(arguments),
+        shapes=shapes(arguments, rules),
         **calibrated(arguments.calibration),
         kv_bytes_per_element=KV_BYTES[arguments.kv_cache],
     )
@@ -95,7 +104,7 @@ def _scenario(arguments: argparse.Namespace, find_config: FindConfig) -> Scenari
             f"--initial is {arguments.initial!r}; the shapes considered are {known} (--shapes sets others)."
         )
     _split_slo(arguments)
-    with named({"max_gpus": "--max-gpus", "truth": "--truth"}):
+    with named({"max_gpus": "--max-gpus", "truth": "--truth", "begins_s": "--begins"}):
         return Scenario(
             site=site,
             slo=slo(arguments),
@@ -104,6 +113,8 @@ def _scenario(arguments: argparse.Namespace, find_config: FindConfig) -> Scenari
             times=times_of(site, measured_s=start_times_s(arguments, site)),
             truth=dict.fromkeys(site.shapes, arguments.truth),
             prefix_hit_rate=fraction(arguments.prefix_hits, field="--prefix-hits"),
+            rules=rules,
+            begins_s=begins_s(arguments),
         )
 
 

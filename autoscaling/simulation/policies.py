@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -81,18 +81,30 @@ class Queue:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Archipelago:
-    """The real policy, with its memory as the state."""
+    """The real policy, with its memory as the state. The simulation begins at `begins_s` (since the epoch)."""
 
     rules: Rules
     performance: Performance
     times: Times = field(hash=False)
+    begins_s: float = 0.0
     name: str = "archipelago"
 
     def start(self) -> Any:
         return Memory()
 
     def decide(self, observation: Observation | Blind, state: Any) -> tuple[Decision, Any]:
-        return decide(observation, state, self.rules, self.performance, self.times)
+        dated = _later(observation, self.begins_s)
+        decision, state = decide(dated, state, self.rules, self.performance, self.times)
+        return replace(decision, at_s=observation.at_s), state
+
+
+def _later(observation: Observation | Blind, by_s: float) -> Observation | Blind:
+    """The same, seen `by_s` later: at a time of day instead of one of the simulation."""
+    at_s = observation.at_s + by_s
+    if isinstance(observation, Blind):
+        return replace(observation, at_s=at_s)
+    history = replace(observation.history, end_s=observation.history.end_s + by_s)
+    return replace(observation, at_s=at_s, history=history)
 
 
 class Maker(Protocol):
@@ -105,21 +117,27 @@ class Maker(Protocol):
 
 
 def rules_of(scenario: Scenario, *, repartition: bool = True, forecast: bool = True) -> Rules:
-    """The default rules, for the SLO, the shapes and the GPUs of a scenario."""
-    return Rules(
+    """The rules of a scenario, else the default ones, for its SLO, its shapes and its GPUs."""
+    given = scenario.rules or Rules(slo=scenario.slo)
+    return replace(
+        given,
         slo=scenario.slo,
         shapes=scenario.site.shapes,
-        max_gpus=scenario.max_gpus,
+        max_gpus=scenario.max_gpus if given.max_gpus is None else min(scenario.max_gpus, given.max_gpus),
         floor=scenario.floor,
-        repartition=repartition,
-        forecast=forecast,
+        repartition=repartition and given.repartition,
+        forecast=forecast and given.forecast,
     )
 
 
 def _ours(name: str, **rules: bool) -> Maker:
     return _priced(
         lambda scenario, trace, performance: Archipelago(
-            rules=rules_of(scenario, **rules), performance=performance, times=scenario.times, name=name
+            rules=rules_of(scenario, **rules),
+            performance=performance,
+            times=scenario.times,
+            begins_s=scenario.begins_s or 0.0,
+            name=name,
         )
     )
 

@@ -8,6 +8,7 @@ from autoscaling.capacity.site import Site
 from autoscaling.capacity.times import Times
 from autoscaling.decision import Decision
 from autoscaling.observation import Blind, Observation, Pools, gpus_of, spelled
+from autoscaling.policy.rules import Rules
 from placement import Shape, Slo
 from placement.fields import FieldError
 
@@ -51,6 +52,8 @@ class Scenario:
         floor: share of GPUs that keeps serving during a repartition; with 0 a full cluster may swap.
         outages: from and until when the metrics are down, in seconds.
         settling_s: arrivals and GPU-hours before this are left out of the figures.
+        rules: what our own policy keeps to, beside what is above; None for nothing else.
+        begins_s: when the trace begins, in seconds since the epoch; it needs none where the rules have no times of day.
     """
 
     site: Site
@@ -71,6 +74,8 @@ class Scenario:
     floor: float = 0.0
     outages: tuple[tuple[float, float], ...] = ()
     settling_s: float = 0.0
+    rules: Rules | None = None
+    begins_s: float | None = None
 
     def __post_init__(self) -> None:
         held, there = gpus_of(self.initial), self.site.cluster.gpus
@@ -90,3 +95,18 @@ class Scenario:
         for shape, factor in self.truth.items():
             if not 0 < factor < float("inf"):
                 raise ScenarioError(f"of {shape} is {factor}; it must be above 0 and finite.", "truth")
+        if self.rules is not None:
+            self._check_rules(self.rules)
+
+    def _check_rules(self, rules: Rules) -> None:
+        wanted = max((rules.min_gpus, *(one.min_gpus for one in rules.schedule)))
+        if wanted > self.max_gpus:
+            raise ScenarioError(
+                f"is {self.max_gpus}; it must be at least {wanted}, which the settings want.", "max_gpus"
+            )
+        if self.begins_s is None and (rules.schedule or rules.windows):
+            raise ScenarioError(
+                "is not given; the settings have times of day and the trace has none: it must say when the trace "
+                "begins, such as 2026-11-23T08:00+01:00.",
+                "begins_s",
+            )

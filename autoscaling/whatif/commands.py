@@ -12,7 +12,17 @@ from autoscaling.capacity.site import Site, site_of
 from autoscaling.capacity.times import times_of
 from autoscaling.observation import gpus_of, pools_of, spelled
 from autoscaling.observing.prometheus import Prometheus
-from autoscaling.simulation.fleet_options import add_fleet_options, initial_pools, max_gpus, shapes, start_times_s
+from autoscaling.policy.rules import Rules
+from autoscaling.settings.messages import SettingsError
+from autoscaling.simulation.fleet_options import (
+    add_fleet_options,
+    begins_s,
+    initial_pools,
+    max_gpus,
+    rules_given,
+    shapes,
+    start_times_s,
+)
 from autoscaling.simulation.oracles.scripted import Steps
 from autoscaling.simulation.policies import POLICIES
 from autoscaling.simulation.progress import progress
@@ -90,7 +100,7 @@ def _add_output(command: argparse.ArgumentParser) -> None:
 def _guarded(command: Callable[[], int]) -> int:
     try:
         return command()
-    except (*ERRORS, PastError, TraceError) as error:
+    except (*ERRORS, PastError, SettingsError, TraceError) as error:
         sys.stderr.write(f"archipelago: {error}\n")
         return FAILED
 
@@ -99,12 +109,14 @@ def _whatif(arguments: argparse.Namespace, find_config: FindConfig, now_s: float
     names = _policies(arguments.policies)
     if arguments.seed < 0:
         raise InputError(f"--seed is {arguments.seed}; it must be 0 or more.")
-    limits = slo(arguments)
+    limits, rules = slo(arguments), rules_given(arguments, _name(arguments), arguments.source)
+    if arguments.prometheus and arguments.begins:
+        raise InputError("--begins: only a --trace has no date; the history in Prometheus begins when --since says.")
     past = _past(arguments, now_s) if arguments.prometheus else None
     trace = read_trace(arguments.trace) if past is None else reconstructed(past, arguments.seed)
     ran: Steps = () if past is None or past.ran is None else past.ran.targets(past.history.step_s)
-    site = _site(arguments, find_config, ran)
-    scenario = _scenario(arguments, site, past, ran)
+    site = _site(arguments, find_config, ran, rules)
+    scenario = _scenario(arguments, site, past, ran, rules)
     if not ran and arguments.initial and "static" not in names:
         names = (*names, "static")  # what the user says ran
     check_writable(arguments.out, option="--out")
@@ -191,7 +203,7 @@ def _long(text: str) -> float:
         raise InputError(f"--since: {text!r} is not accepted; give a time such as 90min, 24h or 14d.") from error
 
 
-def _site(arguments: argparse.Namespace, find_config: FindConfig, ran: Steps) -> Site:
+def _site(arguments: argparse.Namespace, find_config: FindConfig, ran: Steps, rules: Rules | None) -> Site:
     """Of the shapes asked for, else those worth a look; those that ran, or run at the start, are always among them."""
     spec, hardware = model(arguments.source, arguments.precision, find_config), cluster(arguments.cluster)
 
@@ -204,19 +216,21 @@ def _site(arguments: argparse.Namespace, find_config: FindConfig, ran: Steps) ->
             kv_bytes_per_element=KV_BYTES[arguments.kv_cache],
         )
 
-    found = site(shapes(arguments))
+    found = site(shapes(arguments, rules))
     needed = {shape for _, pools in ran for shape in pools} | set(initial_pools(arguments) or ())
     return found if needed <= set(found.shapes) else site((*found.shapes, *sorted(needed, key=str)))
 
 
-def _scenario(arguments: argparse.Namespace, site: Site, past: Past | None, ran: Steps) -> Scenario:
+def _scenario(
+    arguments: argparse.Namespace, site: Site, past: Past | None, ran: Steps, rules: Rules | None
+) -> Scenario:
     hits = 0.0 if past is None else past.prefix_hit_rate
     most = max([0, *(gpus_of(pools) for _, pools in ran)])
     allowed = max_gpus(arguments, site)
     if most > allowed:
         limit = "--max-gpus" if arguments.max_gpus is not None else "--cluster"
         raise InputError(f"{limit} has {allowed} GPUs; the history has targets of {most}. Give the GPUs it ran on.")
-    with named({"max_gpus": "--max-gpus"}):
+    with named({"max_gpus": "--max-gpus", "begins_s": "--begins"}):
         return Scenario(
             site=site,
             slo=slo(arguments),
@@ -226,12 +240,16 @@ def _scenario(arguments: argparse.Namespace, site: Site, past: Past | None, ran:
             prefix_hit_rate=hits
             if arguments.prefix_hits is None
             else fraction(arguments.prefix_hits, field="--prefix-hits"),
+            rules=rules,
+            begins_s=begins_s(arguments) if past is None else past.start_s,
         )
 
 
 def _notes(arguments: argparse.Namespace, scenario: Scenario, past: Past | None, ran: Steps) -> tuple[str, ...]:
     """What a reader must know before believing the figures."""
     notes = [] if past is None else list(past.notes)
+    if arguments.settings:
+        notes.append(f"Archipelago keeps to what {arguments.settings} says; the others know nothing of it.")
     if not ran and not arguments.initial:
         notes.append(f"Every run begins with {spelled(scenario.initial)}, as nothing says what ran: --initial does.")
     if not ran and arguments.initial:

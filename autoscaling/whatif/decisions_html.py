@@ -19,6 +19,7 @@ _CAUSES = {
     "not-yet": "not for long enough",
     "not-worth-it": "not worth it",
     "barred": "barred",
+    "schedule": "scheduled",
     "window": "outside the window",
     "frozen": "frozen",
     "limit": "too much at once",

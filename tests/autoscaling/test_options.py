@@ -4,8 +4,9 @@ import pytest
 from policy_builders import TP1, TP2, TP4, TP8, Analytic, demand, fleet, observation, pools, rules
 
 from autoscaling.observation import gpus_of, spelled
+from autoscaling.policy.bounds import bounds
 from autoscaling.policy.estimates import Estimates
-from autoscaling.policy.options import bounds, kind_of, options
+from autoscaling.policy.options import kind_of, options
 from autoscaling.policy.outlook import outlook
 
 
@@ -15,7 +16,9 @@ def found(rate, current, tokens=512, **given):
     current = pools(current)
     plan = outlook(observation(1e4, demand(rate, tokens), fleet(current)), asked, start_s=90, queued=0.0)
     estimates = Estimates(Analytic(), asked.slo)
-    made = options(current, (*current, TP1, TP2, TP4, TP8), plan, estimates, estimates, bounds(asked, gpus=32))
+    made = options(
+        current, (*current, TP1, TP2, TP4, TP8), plan, estimates, estimates, bounds(asked, gpus=32, at_s=1e4)
+    )
     return {spelled(one.pools): one.kind for one in made}
 
 

@@ -1,3 +1,4 @@
+import re
 from datetime import time
 from pathlib import Path
 from typing import Any
@@ -6,8 +7,8 @@ import pytest
 import yaml
 
 import autoscaling
-from autoscaling.live.watching import rules_of
-from autoscaling.policy.rules import Window
+from autoscaling.policy.rules_given import rules_of
+from autoscaling.schedule import Scheduled, Window
 from autoscaling.settings.messages import SettingsError, reference
 from autoscaling.settings.settings import Settings, parse_settings, read_settings
 from deployments import config as config_module
@@ -43,6 +44,9 @@ models:
     cooldown_s: 10min
     down_after_s: 1h
     max_change_gpus: 8
+    schedule:
+      - {days: [mon, fri], from: 08:00, to: 18:00, timezone: Europe/Berlin, min_replicas: 4, gpus: {min: 16}}
+      - {from: 20:00, to: 06:00, timezone: Europe/Berlin, gpus: {max: 8}}
     windows:
       - {days: [sat, sun], from: 22:00, to: 06:30, timezone: Europe/Berlin}
 """
@@ -50,7 +54,7 @@ models:
 
 def changed(path: str, value: Any) -> str:
     """The full settings with one field set to something else, or gone where `value` is ...."""
-    document = yaml.safe_load(FULL.replace("22:00", "'22:00'"))
+    document = yaml.safe_load(re.sub(r"(\d\d:\d\d)", r"'\1'", FULL))
     *sections, name = (int(part) if part.isdecimal() else part for part in path.split("."))
     place = document
     for section in sections:
@@ -100,6 +104,14 @@ def test_everything_that_is_written_reaches_the_rules() -> None:
     assert (rules.cooldown_s, rules.down_after_s, rules.max_change_gpus) == (600, 3600, 8)
     assert rules.shapes == (Shape(tp=4), Shape(tp=8))
     assert rules.windows == (Window(opens=time(22), closes=time(6, 30), days=(5, 6), zone="Europe/Berlin"),)
+    day, night = (
+        Window(opens=time(8), closes=time(18), days=(0, 4), zone="Europe/Berlin"),
+        Window(opens=time(20), closes=time(6), zone="Europe/Berlin"),
+    )
+    assert rules.schedule == (
+        Scheduled(window=day, min_replicas=4, min_gpus=16),
+        Scheduled(window=night, max_gpus=8),
+    )
 
 
 @pytest.mark.parametrize("text", ["p95", "P95", "95%", "0.95", 0.95])
@@ -170,6 +182,47 @@ def test_a_percentile_is_read_as_people_write_it(text: object) -> None:
             "Mars",
             "models[0].windows[0].timezone: 'Mars' is not accepted; "
             "give an IANA time zone such as UTC or Europe/Berlin",
+        ),
+        (
+            "models.0.schedule.1",
+            {"from": "20:00", "to": "06:00"},
+            "models[0].schedule[1]: {'from': '20:00', 'to': '06:00'} is not accepted; "
+            "give gpus with a min or a max, or min_replicas, to hold meanwhile",
+        ),
+        (
+            "models.0.schedule.1.from",
+            "17:30",
+            "models[0].schedule[1].gpus.max: 8 is not accepted; give at least 16, which schedule[0].gpus.min is at the "
+            "same time, or times of one time zone that do not overlap",
+        ),
+        (
+            "models.0.schedule.1.timezone",
+            "UTC",
+            "models[0].schedule[1].gpus.max: 8 is not accepted; give at least 16, which schedule[0].gpus.min is at the "
+            "same time, or times of one time zone that do not overlap",
+        ),
+        (
+            "models.0.schedule.1.gpus.max",
+            3,
+            "models[0].schedule[1].gpus.max: 3 is not accepted; give at least 4, which gpus.min is at the same time",
+        ),
+        (
+            "models.0.schedule.1.min_replicas",
+            9,
+            "models[0].schedule[1].gpus.max: 8 is not accepted; "
+            "give at least 9, which schedule[1].min_replicas is at the same time",
+        ),
+        (
+            "models.0.schedule.0.gpus.min",
+            64,
+            "models[0].schedule[0].gpus.min: 64 is not accepted; give at most 32, which gpus.max is",
+        ),
+        ("models.0.min_replicas", 33, "models[0].min_replicas: 33 is not accepted; give at most 32, which gpus.max is"),
+        (
+            "models.0.schedule.0.days",
+            ["mon-fri"],
+            "models[0].schedule[0].days[0]: 'mon-fri' is not accepted; "
+            "give 'mon', 'tue', 'wed', 'thu', 'fri', 'sat' or 'sun'",
         ),
         (
             "models.0.quantile",

@@ -8,7 +8,8 @@ import pytest
 from policy_builders import TP2, TP4, demand, fleet, observation, pools, rules
 
 from autoscaling.policy.memory import Change, Memory, MemoryVersionError, Pressure
-from autoscaling.policy.rules import Rules, RulesError, Window
+from autoscaling.policy.rules import Rules, RulesError
+from autoscaling.schedule import Window
 from placement import Slo
 
 SLO = Slo(ttft_s=1.0, percentile=0.95)

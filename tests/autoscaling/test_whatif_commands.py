@@ -49,6 +49,19 @@ def test_where_nothing_says_what_ran_the_start_is_told(whatif: Ran, tmp_path: Pa
     assert "Every run begins with 1 x tp4" in (tmp_path / "new" / "report.html").read_text(encoding="utf-8")
 
 
+def test_settings_are_kept_to_by_our_policies_and_that_is_told(whatif: Ran, tmp_path: Path) -> None:
+    settings = tmp_path / "autoscaler.yaml"
+    bounds = "schedule: [{from: 08:00, to: 09:00, timezone: Europe/Berlin, min_replicas: 2}]"
+    settings.write_text(f"models: [{{model: llama, source: {MODEL}, slo: {{ttft: 2s}}, {bounds}}}]")
+    whatif("--json", settings=settings, begins="2026-11-23T08:00+01:00", policies="no-repartition", initial="tp4=1")
+    document = json.loads((tmp_path / "new" / "report.json").read_text(encoding="utf-8"))
+    ours = next(way for way in document["ways"] if way["name"] == "no-repartition")
+    assert ours["gpu_hours"] == pytest.approx(8 * 399 / 3600, rel=0.06), "two replicas, from the first look on"
+    assert f"Archipelago keeps to what {settings} says" in (tmp_path / "new" / "report.html").read_text(
+        encoding="utf-8"
+    )
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -65,6 +78,10 @@ def test_where_nothing_says_what_ran_the_start_is_told(whatif: Ran, tmp_path: Pa
         (
             {"trace": None, "prometheus": "http://127.0.0.1:9", "since": "a while"},
             "--since: 'a while' is not accepted; give a time such as 90min, 24h or 14d.",
+        ),
+        (
+            {"trace": None, "prometheus": "http://127.0.0.1:9", "begins": "2026-11-23T08:00Z"},
+            "--begins: only a --trace has no date",
         ),
         ({"trace": None, "prometheus": "http://127.0.0.1:9", "since": "15d"}, "from 15 minutes to 14 days"),
         (
