@@ -42,7 +42,7 @@ from deployments.peer import Frames
 from deployments.resuming import inexact, resumed
 from deployments.stream import Request
 from deployments.telemetry.journey import Journey, current_journey
-from deployments.traffic import Traffic
+from deployments.traffic import Traffic, current_place
 
 TASKS: tuple[SupportedTask, ...] = ("generate",)
 # What of the scheduler's configuration is read in the ingress.
@@ -76,6 +76,8 @@ class FleetCore(EngineCoreClient):
         if journey is not None:
             request.trace_headers = journey.trace_headers
         request.priority = granted(request.priority, current_least_priority.get())
+        if (place := current_place.get()) is not None:
+            place.give_up()
 
         def encode(wire_id: str, token_ids: Sequence[int]) -> Frames:
             if journey is not None:
@@ -217,6 +219,7 @@ class FleetEngine(AsyncLLM):
             self.renderer.tokenizer, log_stats=True, stream_interval=config.scheduler_config.stream_interval
         )
         self.engine_core = FleetCore(link, traffic, speculative=speculative)
+        traffic.max_model_len = config.model_config.max_model_len
         self.logger_manager = StatLoggerManager(config)
         self.output_handler = None
         self.profiler = None

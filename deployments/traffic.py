@@ -1,11 +1,14 @@
 """What an ingress knows of the load on each replica, and whom it sends the next request to.
 
-Every ingress counts what it has sent; what others have sent it sees in the statistics of the replica's scheduler, which
-come with every engine step.
+Every ingress counts what it has let in and what it has sent; what others have sent it sees in the statistics of the
+replica's scheduler, which come with every engine step.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 
 from deployments.membership import Member
@@ -40,6 +43,7 @@ class _Load:
     running: int = 0  # as the scheduler said last, over all ingresses
     waiting: int = 0
     kv_usage: float = 0.0
+    expected: int = 0  # requests that were let in for it (see `Place`)
     heard_at_s: float = -math.inf
     step_prefilled_tokens: int = 0
     step_generated_tokens: int = 0
@@ -62,6 +66,37 @@ class _Load:
         return None if tokens is None else int(tokens * (1 - self.kv_usage))
 
 
+class Place:
+    """What a request holds from when it is let in until it is sent: a place in the queue of a replica with room.
+
+    In between, its prompt is rendered; without it a burst would be let in whole, each finding the same queue.
+    """
+
+    def __init__(self, load: _Load | None = None) -> None:
+        self._load = load
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Hold it until it is given up, or to the end of the block."""
+        if self._load is not None:
+            self._load.expected += 1
+        token = current_place.set(self)
+        try:
+            yield
+        finally:
+            current_place.reset(token)
+            self.give_up()
+
+    def give_up(self) -> None:
+        """The request is sent now. Only the first time counts: several choices or prompts are sent one by one."""
+        load, self._load = self._load, None
+        if load is not None:
+            load.expected -= 1
+
+
+current_place: ContextVar[Place | None] = ContextVar("current_place", default=None)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaLoad:
     """One replica for those who watch.
@@ -81,6 +116,7 @@ class Traffic:
     """The load on all replicas of a model. Used from one event loop."""
 
     def __init__(self, ingress: str, limits: Limits) -> None:
+        self.max_model_len = sys.maxsize  # until the model's configuration has been read
         self._ingress = ingress
         self._limits = limits
         self._loads: dict[str, _Load] = {}
@@ -99,10 +135,12 @@ class Traffic:
         self._loads.pop(replica, None)
         self._prefixes.forget(replica)
 
-    def refusal(self, arrival: Arrival, replicas: Iterable[str], now_s: float) -> Refusal | None:
-        """Whether a request like this should be refused now, because all are beyond their limits."""
-        answer = admit(arrival, self._candidates(replicas, now_s), {}, self._limits, self._ingress)
-        return answer if isinstance(answer, Refusal) else None
+    def admit(self, arrival: Arrival, replicas: Iterable[str], now_s: float) -> Place | Refusal:
+        """A place for a request like this, as far as it is known yet; a refusal where all are beyond their limits."""
+        possible = replace(arrival, prompt_tokens=min(arrival.prompt_tokens, self.max_model_len))
+        candidates = [_candidate(name, self._loads[name], now_s, self._loads[name].expected) for name in replicas]
+        answer = admit(possible, candidates, {}, self._limits, self._ingress)
+        return answer if isinstance(answer, Refusal) else Place(self._loads[answer.replica])
 
     def send(
         self, arrival: Arrival, prompt_token_ids: Sequence[int], salt: str, replicas: Iterable[str], now_s: float
@@ -112,7 +150,7 @@ class Traffic:
         A request that was let in is not refused here any more: where every KV cache is full it queues on the replica
         that is otherwise best.
         """
-        candidates = self._candidates(replicas, now_s)
+        candidates = [_candidate(name, self._loads[name], now_s) for name in replicas]
         hashes = block_hashes(prompt_token_ids, salt)
         cached = self._prefixes.cached_tokens(hashes)
         choice = choose(arrival, candidates, cached, self._ingress) or _regardless_of_kv(
@@ -205,9 +243,6 @@ class Traffic:
         fullest = max((load.kv_usage for load in heard), default=0.0)
         return sum(load.running for load in heard), sum(load.waiting for load in heard), fullest
 
-    def _candidates(self, replicas: Iterable[str], now_s: float) -> list[Candidate]:
-        return [_candidate(name, self._loads[name], now_s) for name in replicas]
-
 
 def _seen(load: _Load) -> ReplicaLoad:
     is_heard = bool(load.decode_tokens)
@@ -220,16 +255,18 @@ def _seen(load: _Load) -> ReplicaLoad:
     )
 
 
-def _candidate(name: str, load: _Load, now_s: float) -> Candidate:
+def _candidate(name: str, load: _Load, now_s: float, expected: int = 0) -> Candidate:
+    """The replica as one to choose, with so many requests more than it has been sent."""
     load.doubt(now_s)
     # What the scheduler has not counted yet it will take at once where its batch has room.
-    taken = min(load.unseen, max(0, load.member.max_running - load.running - load.waiting))
+    uncounted = load.unseen + expected
+    taken = min(uncounted, max(0, load.member.max_running - load.running - load.waiting))
     return Candidate(
         replica=name,
         waiting_prefill_tokens=sum(load.prefill_tokens.values()),
         outstanding_decode_tokens=sum(load.decode_tokens.values()),
         running=load.running + taken,
-        waiting=load.waiting + load.unseen - taken,
+        waiting=load.waiting + uncounted - taken,
         max_running=load.member.max_running,
         prefill_tokens_per_s=load.meter.prefill_tokens_per_s,
         decode_tokens_per_s=load.meter.decode_tokens_per_s,

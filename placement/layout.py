@@ -3,17 +3,18 @@
 A tensor-parallel group is the unit: it never leaves an island, and stays on one node where one has room. Islands are
 then chosen so that a replica touches as few as possible, and among equals the fullest that still fits (best fit),
 so that large free islands stay whole for the next replica. Every level (data-parallel ranks and stages onto islands,
-groups and single ranks onto nodes) is the same packing of equal units, `_pack`; it leaves a unit out only where no bin
+groups and single ranks onto nodes) is the same packing of equal units, `pack`; it leaves a unit out only where no bin
 has room, so a layout is found whenever the free GPUs of the islands hold the groups at all.
 
 The complexity comes from one rule of vLLM's Ray executor: the first readers of its broadcast queue are taken to be on
 rank 0's node, so of each data-parallel rank the ranks on that node must be a prefix 0..n-1. `_ordered` sees to it.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from placement.clusters.hardware import Cluster, Node
+from placement.room import islands_of_ranks, pack
 from placement.shape import Shape
 
 _GIB = 1024**3
@@ -85,41 +86,59 @@ def place(
     shape: Shape, cluster: Cluster, taken: frozenset[Place] = frozenset(), *, min_memory_bytes: int = 0
 ) -> Layout | Infeasible:
     """Seat `shape` on GPUs of `cluster` that are not `taken` and have at least `min_memory_bytes`."""
-    placed = _place(shape, _free(cluster, taken, min_memory_bytes), min_memory_bytes)
+    free = _free(cluster, taken, min_memory_bytes)
+    placed = _place(shape, free, _count(free), min_memory_bytes)
     if isinstance(placed, Layout):
         placed.check(cluster)
     return placed
 
 
 def place_replicas(shape: Shape, cluster: Cluster, count: int) -> tuple[Layout, ...] | Infeasible:
-    """`count` times `shape`, one after the other as `place` would, on a cluster that nothing else uses."""
-    free = _free(cluster, frozenset(), 0)
+    """`count` times `shape`, one after the other, on a cluster that nothing else uses."""
+    return place_all((shape,) * count, cluster)
+
+
+def place_all(
+    shapes: Iterable[Shape], cluster: Cluster, taken: frozenset[Place] = frozenset(), *, min_memory_bytes: int = 0
+) -> tuple[Layout, ...] | Infeasible:
+    """A layout for each of `shapes`, one after the other as `place` would."""
+    free = _free(cluster, taken, min_memory_bytes)
+    room = _count(free)
     layouts = []
-    for _ in range(count):
-        placed = _place(shape, free, 0)
+    for shape in shapes:
+        placed = _place(shape, free, room, min_memory_bytes)
         if isinstance(placed, Infeasible):
             return placed
         layouts.append(placed)
     return tuple(layouts)
 
 
-def _place(shape: Shape, free: dict[str, dict[str, list[int]]], min_memory_bytes: int) -> Layout | Infeasible:
-    """Take the slots of one replica out of `free`."""
-    room = _count(free)
+def _place(
+    shape: Shape, free: dict[str, dict[str, list[int]]], room: dict[str, int], min_memory_bytes: int
+) -> Layout | Infeasible:
+    """Take the slots of one replica out of `free`, whose GPUs per island `room` counts."""
     if sum(gpus // shape.tp for gpus in room.values()) < shape.pp * shape.dp:
         return _infeasible(shape, room, min_memory_bytes)
     seats: list[Seat] = []
-    for dp_rank, islands in enumerate(_islands_of_ranks(shape, room)):
-        groups = [
-            (island, group) for island, count in islands.items() for group in _take(free[island], count, shape.tp)
-        ]
+    for dp_rank, islands in enumerate(islands_of_ranks(shape, room)):
+        groups = []
+        for island, count in islands.items():
+            groups += [(island, group) for group in _take(free[island], count, shape.tp)]
+            room[island] -= count * shape.tp
         seats += _seats(shape, dp_rank, groups)
     return Layout(shape=shape, seats=tuple(seats))
 
 
 def free_gpus(cluster: Cluster, taken: frozenset[Place], *, min_memory_bytes: int = 0) -> dict[str, int]:
     """Free GPUs of each island."""
-    return _count(_free(cluster, taken, min_memory_bytes))
+    room = dict.fromkeys((node.island for node in cluster.nodes), 0)
+    nodes = {node.name: node for node in cluster.nodes if node.gpu.memory_bytes >= min_memory_bytes}
+    for node in nodes.values():
+        room[node.island] += node.gpus
+    for name, slot in taken:
+        if name in nodes and slot < nodes[name].gpus:
+            room[nodes[name].island] -= 1
+    return room
 
 
 def _free(cluster: Cluster, taken: frozenset[Place], min_memory_bytes: int) -> dict[str, dict[str, list[int]]]:
@@ -138,49 +157,15 @@ def _count(free: Mapping[str, Mapping[str, list[int]]]) -> dict[str, int]:
     return {island: sum(map(len, nodes.values())) for island, nodes in free.items()}
 
 
-def _pack(count: int, size: int, room: Mapping[str, int]) -> dict[str, int]:
-    """Units of `size` per bin, `count` in all or as many as there is room for, over as few bins as possible.
-
-    Best fit once the rest fits one bin, the roomiest bin before that; the first name among equals.
-    """
-    packed: dict[str, int] = {}
-    while count:
-        units = {name: free // size for name, free in room.items() if name not in packed and free >= size}
-        if not units:
-            break
-        fitting = [name for name in units if units[name] >= count]
-        if fitting:
-            chosen = min(fitting, key=lambda name: (room[name], name))
-        else:
-            chosen = min(units, key=lambda name: (-units[name], room[name], name))
-        packed[chosen] = min(count, units[chosen])
-        count -= packed[chosen]
-    return packed
-
-
-def _islands_of_ranks(shape: Shape, room: Mapping[str, int]) -> Iterator[dict[str, int]]:
-    """For each data-parallel rank, how many of its stages go to which island; `room` counts free GPUs."""
-    left = dict(room)
-    whole = _pack(shape.dp, shape.pp * shape.tp, left)
-    for island, ranks in whole.items():
-        left[island] -= ranks * shape.pp * shape.tp
-        yield from [{island: shape.pp}] * ranks
-    for _ in range(shape.dp - sum(whole.values())):
-        stages = _pack(shape.pp, shape.tp, left)
-        for island, count in stages.items():
-            left[island] -= count * shape.tp
-        yield stages
-
-
 def _take(nodes: dict[str, list[int]], count: int, tp: int) -> list[Group]:
     """Take `count` tensor-parallel groups out of the free slots of one island, ordered for the prefix rule."""
     groups = [
         _pop(nodes, {name: tp})
-        for name, units in _pack(count, tp, {name: len(slots) for name, slots in nodes.items()}).items()
+        for name, units in pack(count, tp, {name: len(slots) for name, slots in nodes.items()}).items()
         for _ in range(units)
     ]
     while len(groups) < count:
-        groups.append(_pop(nodes, _pack(tp, 1, {name: len(slots) for name, slots in nodes.items()})))
+        groups.append(_pop(nodes, pack(tp, 1, {name: len(slots) for name, slots in nodes.items()})))
     return _ordered(groups)
 
 

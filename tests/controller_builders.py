@@ -16,7 +16,7 @@ from deployments.controller.observing import Observer, World
 from deployments.controller.records import Intent, ModelRecord, ReplicaRecord
 from deployments.fleet import FleetPlan
 from deployments.islands import Inventory
-from deployments.reconcile import Desired, Limits
+from deployments.reconcile import Desired, Leaving, Limits
 from deployments.replica import ReplicaReport
 from deployments.routing import Limits as AdmissionLimits
 from placement import Cluster, Layout, Shape
@@ -108,7 +108,7 @@ class MemoryServe:
     """
 
     cluster: Cluster = field(default_factory=lambda: cluster_of(2, 2))
-    leaving: frozenset[str] = frozenset()
+    leaving: Leaving = field(default_factory=dict)
     doomed: Callable[[str], bool] = lambda name: False
     now_s: float = 1000.0
     crash_before: int | None = None
@@ -191,7 +191,7 @@ class MemoryServe:
 
     # --- the hardware ---
 
-    def hardware(self) -> tuple[Inventory, frozenset[str]]:
+    def hardware(self) -> tuple[Inventory, Leaving]:
         selectors: dict[str, dict[str, str]] = {node.name: {} for node in self.cluster.nodes}
         return Inventory(cluster=self.cluster, selectors=selectors, ray_node_ids={}), self.leaving
 

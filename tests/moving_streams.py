@@ -7,7 +7,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 import pytest
@@ -31,6 +31,13 @@ KINDS: tuple[dict[str, Any], ...] = (
 )
 
 
+class Gap(NamedTuple):
+    """A time without a message, and when it ended."""
+
+    until_s: float
+    s: float
+
+
 @dataclass
 class Answer:
     """What one stream brought. Lists are by choice."""
@@ -41,7 +48,17 @@ class Answer:
     finish_reasons: dict[int, str] = field(default_factory=dict)
     usage: Any = None
     error: str = ""
-    longest_gap_s: float = 0.0
+    arrived_s: list[float] = field(default_factory=list)  # when each message came, by `time.monotonic`
+
+    @property
+    def gaps(self) -> list[Gap]:
+        """From each message to the next."""
+        return [Gap(until_s=after_s, s=after_s - before_s) for before_s, after_s in itertools.pairwise(self.arrived_s)]
+
+    @property
+    def longest_gap_s(self) -> float:
+        """How long the client has waited between two messages, at the most."""
+        return max((gap.s for gap in self.gaps), default=0.0)
 
     def said(self) -> tuple[Any, ...]:
         """All that must be the same whatever happens to the fleet."""
@@ -107,7 +124,6 @@ def keep_on(
 async def stream(client: httpx.AsyncClient, body: dict[str, Any]) -> Answer:
     """Send one request and take all it brings."""
     answer = Answer()
-    last_s = None
     try:
         async with client.stream("POST", "/v1/completions", json=body) as response:
             if response.status_code != httpx.codes.OK:
@@ -115,9 +131,7 @@ async def stream(client: httpx.AsyncClient, body: dict[str, Any]) -> Answer:
                 return answer
             async for line in _lines(response):
                 if line.startswith(b"data: {"):
-                    now_s = time.monotonic()
-                    answer.longest_gap_s = max(answer.longest_gap_s, now_s - (last_s or now_s))
-                    last_s = now_s
+                    answer.arrived_s.append(time.monotonic())
                     _take(answer, json.loads(line[6:]))
     except httpx.HTTPError as error:
         answer.error = repr(error)

@@ -11,6 +11,7 @@ from deployments.reconcile import (
     Desired,
     Durations,
     Hold,
+    Leaving,
     Limits,
     Next,
     Phase,
@@ -27,6 +28,7 @@ from deployments.reconcile import (
     simulate,
     wanted,
 )
+from deployments.reconcile.states import ALL_STAY
 from placement import Cluster, Shape, place
 from placement.layout import Infeasible, Place
 
@@ -79,11 +81,20 @@ def run(
     limits: Limits | None = None,
     doomed: Callable[[str], bool] = lambda name: False,
     clinging: Callable[[str], bool] = lambda name: False,
-    leaving: frozenset[str] = frozenset(),
+    broken: frozenset[Place] = frozenset(),
+    leaving: Leaving = ALL_STAY,
 ) -> tuple[list[str], World, Next]:
     """Reconcile until nothing happens any more: the steps as `at: step`, the world then, and the last decision."""
     limits = limits or make_limits()
-    start = World(actual=actual, durations=DURATIONS, limits=limits, doomed=doomed, clinging=clinging)
+    start = World(
+        actual=actual,
+        durations=DURATIONS,
+        limits=limits,
+        doomed=doomed,
+        clinging=clinging,
+        broken=broken,
+        leaving=leaving,
+    )
     moments = list(simulate(start, lambda seen: look(seen, *wishes, cluster=cluster, limits=limits, leaving=leaving)))
     log = [
         f"{moment.world.actual.now_s - actual.now_s:g}: {told(step)}"

@@ -13,7 +13,7 @@ from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
 from deployments.engine import packed
 from deployments.fleet_engine import FleetCore
-from deployments.ingress import GENERATING_PATHS, Gate
+from deployments.gate import GENERATING_PATHS, Gate
 from deployments.telemetry.fields import TelemetryConfig
 from deployments.telemetry.observing import Observed, Watch
 from deployments.telemetry.tracing import IngressTracer

@@ -1,6 +1,7 @@
 """The nodes with GPUs that Ray has now, and which of them are about to go."""
 
 import logging
+import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
@@ -12,6 +13,7 @@ from ray._private.state import state as ray_state
 
 from deployments.gpu_memory import GpuMemoryUnknownError, gpu_memory_bytes
 from deployments.islands import Inventory, NoGpusError, inventory
+from deployments.reconcile import Leaving
 from placement import Cluster
 
 NOTHING = Inventory(cluster=Cluster(nodes=()), selectors={}, ray_node_ids={})
@@ -37,17 +39,20 @@ class Hardware:
         self._ask_again_s: dict[str, float] = {}
         self._pool = ThreadPoolExecutor(thread_name_prefix="gpu-memory")
 
-    def look(self) -> tuple[Inventory, frozenset[str]]:
-        """What is there, and names of the nodes that Ray is draining."""
+    def look(self) -> tuple[Inventory, Leaving]:
+        """What is there, and which nodes Ray is draining until when."""
         nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
         alive = [node for node in nodes if node["Alive"] and node["Resources"].get("GPU", 0) > 0]
         self._measure(node for node in alive if node["NodeID"] not in self._memory_bytes)
         try:
             where = inventory(nodes, defaultdict(lambda: TOO_FEW_BYTES, self._memory_bytes))
         except NoGpusError:
-            return NOTHING, frozenset()
-        draining = set(ray_state.get_draining_nodes())
-        return where, frozenset(name for name, node_id in where.ray_node_ids.items() if node_id in draining)
+            return NOTHING, {}
+        # "Timestamp in ms when the node to be drained will be force killed. 0 if there is no deadline."
+        # (ray/src/ray/protobuf/autoscaler.proto, DrainNodeRequest.) Without one it goes when it is idle.
+        until_ms = ray_state.get_draining_nodes()
+        drained = {name: until_ms[node_id] for name, node_id in where.ray_node_ids.items() if node_id in until_ms}
+        return where, {name: at_ms / 1000 if at_ms else math.inf for name, at_ms in drained.items()}
 
     def _measure(self, unknown: Iterable[Mapping[str, Any]]) -> None:
         for node in unknown:

@@ -14,7 +14,7 @@ from deployments import fleet
 from deployments.controller.hardware import NOTHING
 from deployments.controller.records import Intent, ReplicaRecord
 from deployments.islands import Inventory
-from deployments.reconcile import Phase, ReplicaState
+from deployments.reconcile import Leaving, Phase, ReplicaState
 from deployments.replica import ReplicaReport
 
 ASK_TIMEOUT_S = 3.0
@@ -22,20 +22,20 @@ ASK_TIMEOUT_S = 3.0
 # (ray/serve/_private/application_state.py, `_status`). For so long that is no news of a replica that served.
 SERVE_RECOVERY_S = 30.0
 
-Look = Callable[[], tuple[Inventory, frozenset[str]]]
+Look = Callable[[], tuple[Inventory, Leaving]]
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class World:
-    """What was found. ``leaving``: names of nodes that Ray is draining. ``reports``: of the replicas that serve.
+    """What was found. ``leaving``: nodes that Ray is draining. ``reports``: of the replicas that serve.
 
     Those in ``unheard`` have not answered this controller yet: the report is an earlier one's, and tells no load.
     """
 
     where: Inventory = NOTHING
-    leaving: frozenset[str] = frozenset()
+    leaving: Leaving = field(default_factory=dict)
     applications: Mapping[str, ApplicationStatusOverview] = field(default_factory=dict)
     seated: frozenset[str] = frozenset()
     reports: Mapping[str, ReplicaReport] = field(default_factory=dict)

@@ -173,7 +173,7 @@ class Reconciler:
         gpus = {node.name: node.gpus for node in before.where.cluster.nodes}
         for name in sorted(gpus.keys() - self.world.where.selectors.keys()):
             self._events.add("", "loss", f"Node {name} has gone, with {gpus[name]} GPUs.")
-        for name in sorted(self.world.leaving - before.leaving):
+        for name in sorted(self.world.leaving.keys() - before.leaving.keys()):
             self._events.add("", "loss", f"Node {name} is about to go: Ray drains it.")
 
     def _remember_reports(self) -> None:

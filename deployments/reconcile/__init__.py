@@ -9,9 +9,10 @@
 
     Start --> STARTING --> SERVING --Drain--> DRAINING --Move (time is up)--> MOVING --Stop (no requests)--> STOPPING
                   |                                                             ^
-                  +--> FAILED --Stop                    SERVING --Move (swap, node leaving)
+                  +--> FAILED --Stop                    SERVING --Move (swap, node lost)
 
-    A replica that drains is neither moved nor stopped while what was to take over is broken. One whose requests cannot
+    A replica that drains is neither moved nor stopped while what was to take over is broken. One whose node will go
+    serves until another does, then drains; it is moved when there is just time for that. One whose requests cannot
     move is waited for, unless the model is held: then for `Limits.move_timeout_s`, since everybody else waits too.
 
 Nothing is remembered between two looks but what `Actual` says, so the controller may crash at any moment. `forecast`
@@ -29,6 +30,7 @@ from deployments.reconcile.states import (
     Actual,
     Desired,
     Durations,
+    Leaving,
     Limits,
     Phase,
     Pool,
@@ -63,6 +65,7 @@ __all__ = [
     "Durations",
     "Forecast",
     "Hold",
+    "Leaving",
     "Limits",
     "Move",
     "Next",

@@ -1,7 +1,8 @@
-"""Starts that failed: whose fault it was, whether to roll back, and when to try again.
+"""Starts that failed: whose fault it was, whether to roll back, and when and where to try again.
 
 The replicas of one attempt fail one after the other; they count once, because only replicas that were named after the
-last count can be of a new attempt.
+last count can be of a new attempt. Nothing tells a broken GPU from a broken configuration, and Ray counts both GPUs
+alike: each new attempt goes to GPUs where none has failed, while there are some.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,7 +10,8 @@ from dataclasses import dataclass, replace
 
 from deployments.reconcile.states import Actual, Desired, Limits, Phase, Record, ReplicaState, count_shapes, name_pools
 from deployments.reconcile.steps import CountFailure, RollBack
-from placement.layout import Infeasible
+from deployments.reconcile.stock import places_of
+from placement.layout import Infeasible, Place
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,10 +19,11 @@ class Verdict:
     """What became of the starts of one model.
 
     `failed` maps names of replicas to causes; `stuck` says why nothing is started any more; `may_start` is also False
-    while the next attempt waits.
+    while the next attempt waits. `failed_on` are the GPUs to try last.
     """
 
     failed: Mapping[str, str]
+    failed_on: frozenset[Place]
     steps: tuple[RollBack | CountFailure, ...] = ()
     may_start: bool = True
     stuck: Infeasible | None = None
@@ -37,17 +40,24 @@ def judge(
     """Judge the model's `replicas`, those whose nodes are lost left out: their end is nobody's fault."""
     failed = {one.name: cause for one in replicas if (cause := _cause(one, actual.now_s, limits))}
     shapes = count_shapes(desired.pools)
+    attempt = [one for one in replicas if one.layout.shape in shapes and one.index >= record.counted_below]
+    first = next((one for one in attempt if one.name in failed), None)
     steps: tuple[RollBack | CountFailure, ...] = ()
-    for one in replicas:
-        if one.name in failed and one.layout.shape in shapes and one.index >= record.counted_below:
-            steps = (_count(desired, record, f"{one.name} did not start: {failed[one.name]}", actual),)
-            break
+    if first:
+        # Those that still start are of the same attempt: if they fail too, it will not be counted.
+        places = places_of(one for one in attempt if one.name in failed or one.phase is Phase.STARTING)
+        steps = (_count(desired, record, f"{first.name} did not start: {failed[first.name]}", places, actual),)
     after = steps[0].record if steps else record
     tries = len(after.failed_at_s)
-    if tries > len(limits.retry_after_s):
-        return Verdict(failed=failed, steps=steps, may_start=False, stuck=_stuck(desired, tries))
-    waits = tries > 0 and actual.now_s < after.failed_at_s[-1] + limits.retry_after_s[tries - 1]
-    return Verdict(failed=failed, steps=steps, may_start=not waits)
+    is_over = tries > len(limits.retry_after_s)
+    waits = not is_over and tries > 0 and actual.now_s < after.failed_at_s[-1] + limits.retry_after_s[tries - 1]
+    return Verdict(
+        failed=failed,
+        failed_on=after.failed_on,
+        steps=steps,
+        may_start=not (is_over or waits),
+        stuck=_stuck(desired, tries) if is_over else None,
+    )
 
 
 def given_up(record: Record) -> Infeasible | None:
@@ -68,14 +78,21 @@ def _cause(one: ReplicaState, now_s: float, limits: Limits) -> str:
     return ""
 
 
-def _count(desired: Desired, record: Record, cause: str, actual: Actual) -> RollBack | CountFailure:
+def _count(
+    desired: Desired, record: Record, cause: str, places: frozenset[Place], actual: Actual
+) -> RollBack | CountFailure:
     good = record.last_good
     # What was reached once is not given up for a start that fails later, such as when lost hardware has come back.
     is_new = not (record.given_up or record.reached)
     if good and is_new and count_shapes(good) != count_shapes(desired.pools):
-        back = replace(record, given_up=cause, reached=False, failed_at_s=(), counted_below=actual.next_index)
+        back = Record(version=record.version, last_good=good, given_up=cause, counted_below=actual.next_index)
         return RollBack(model=desired.model, record=back, reason=f"Back to {name_pools(good)}: {cause}.")
-    counted = replace(record, failed_at_s=(*record.failed_at_s, actual.now_s), counted_below=actual.next_index)
+    counted = replace(
+        record,
+        failed_at_s=(*record.failed_at_s, actual.now_s),
+        failed_on=record.failed_on | places,
+        counted_below=actual.next_index,
+    )
     return CountFailure(
         model=desired.model, record=counted, reason=f"Attempt {len(counted.failed_at_s)} failed: {cause}."
     )

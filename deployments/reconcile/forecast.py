@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from deployments.reconcile.reconciler import Next, next_steps
 from deployments.reconcile.simulation import Moment, World, simulate
-from deployments.reconcile.states import Actual, Desired, Durations, Limits, Way, wanted
+from deployments.reconcile.states import ALL_STAY, Actual, Desired, Durations, Leaving, Limits, Way, wanted
 from deployments.reconcile.steps import Hold, Release, Step
 from placement.clusters.hardware import Cluster
 from placement.layout import Infeasible
@@ -44,7 +44,7 @@ def forecast(
     limits: Limits,
     durations: Durations,
     *,
-    leaving: frozenset[str] = frozenset(),
+    leaving: Leaving = ALL_STAY,
 ) -> Forecast:
     """What reconciling towards `desired` would do to `model`, if every start succeeds.
 
@@ -55,7 +55,7 @@ def forecast(
         wishes = [wanted(wish, found.record(wish)) for wish in desired]
         return next_steps(found, wishes, cluster, limits, durations, leaving=leaving)
 
-    world = World(actual=actual, durations=durations, limits=limits)
+    world = World(actual=actual, durations=durations, limits=limits, leaving=leaving)
     moments = list(simulate(world, decide))
     return _summary(moments, model)
 

@@ -1,13 +1,17 @@
 """One look at the fleets of all models, and the steps that bring them nearer to what is wanted. Pure."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from deployments.reconcile.failures import Verdict, given_up, judge
 from deployments.reconcile.states import (
+    ALL_STAY,
+    LEAVING_MARGIN_S,
     Actual,
     Desired,
     Durations,
+    Leaving,
     Limits,
     Phase,
     Record,
@@ -21,7 +25,7 @@ from deployments.reconcile.steps import Drain, Hold, Move, Release, Settle, Star
 from deployments.reconcile.stock import Layouts, Room, Stock, places_of, take_stock
 from deployments.reconcile.ways import Advance, Terms, choose_way
 from placement.clusters.hardware import Cluster
-from placement.layout import Infeasible, Place
+from placement.layout import Infeasible, Layout, Place
 
 GOING = (Phase.DRAINING, Phase.MOVING, Phase.STOPPING, Phase.FAILED)
 
@@ -48,7 +52,7 @@ def next_steps(
     limits: Limits,
     durations: Durations,
     *,
-    leaving: frozenset[str] = frozenset(),
+    leaving: Leaving = ALL_STAY,
     reserved: frozenset[Place] = frozenset(),
 ) -> Next:
     """What to do now. The same input gives the same steps.
@@ -60,12 +64,14 @@ def next_steps(
         cluster: the nodes that are alive.
         limits: what a change may cost.
         durations: for the stall that a swap announces.
-        leaving: nodes that will go; their replicas are replaced at once and they get no new ones.
+        leaving: nodes that will go, and when. They get no new replicas; theirs are replaced at once, and serve until
+            their successors do, or until it is time to go.
         reserved: seats of models that were looked at before.
     """
     staying = without_nodes(cluster, leaving)
     gpus = {node.name: node.gpus for node in staying.nodes}
-    look = _Look(actual=actual, cluster=staying, gpus=gpus, limits=limits, durations=durations)
+    there = {node.name: leaving[node.name] for node in cluster.nodes if node.name in leaving}
+    look = _Look(actual=actual, cluster=staying, leaving=there, gpus=gpus, limits=limits, durations=durations)
     index, outcomes = actual.next_index, []
     for wish in sorted(desired, key=lambda wish: is_owed(wish, actual), reverse=True):
         outcome = look.at(wish, reserved, index)
@@ -102,10 +108,14 @@ class _Outcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Look:
-    """What is the same for all models; `cluster` has only nodes that stay, `gpus` how many GPUs each of them has."""
+    """What is the same for all models; `cluster` has only nodes that stay, `gpus` how many GPUs each of them has.
+
+    `leaving` has those that are still there.
+    """
 
     actual: Actual
     cluster: Cluster
+    leaving: Leaving
     gpus: Mapping[str, int]
     limits: Limits
     durations: Durations
@@ -116,7 +126,9 @@ class _Look:
         verdict = judge(wish, record, [one for one in mine if self.is_safe(one)], self.actual, self.limits)
         if verdict.rolls_back:  # other pools are wanted at the next look
             return _Outcome(model=wish.model, steps=verdict.steps)
-        stock = take_stock(wish, self.room(wish, reserved), mine, lambda one: self.is_live(one, verdict.failed))
+        stock = take_stock(
+            wish, self.room(wish, reserved, verdict), mine, lambda one: self.is_live(one, verdict.failed)
+        )
         advance = self.advance(stock, verdict, record)
         ending = (*self.endings(stock, verdict), *_yield(stock, advance))
         dead_end = verdict.stuck or (advance if isinstance(advance, Infeasible) else None)
@@ -137,10 +149,15 @@ class _Look:
     def lost_nodes(self, one: ReplicaState) -> frozenset[str]:
         return frozenset(seat.node for seat in one.layout.seats if seat.slot >= self.gpus.get(seat.node, 0))
 
+    def has_time(self, one: ReplicaState) -> bool:
+        """Whether all that it stands to lose is there, and stays for longer than a move takes."""
+        goes_at_s = min((self.leaving.get(node, -math.inf) for node in self.lost_nodes(one)), default=math.inf)
+        return self.actual.now_s < goes_at_s - LEAVING_MARGIN_S
+
     def is_live(self, one: ReplicaState, failed: Mapping[str, str]) -> bool:
         return one.phase not in GOING and one.name not in failed and self.is_safe(one)
 
-    def room(self, wish: Desired, reserved: frozenset[Place]) -> Room:
+    def room(self, wish: Desired, reserved: frozenset[Place], verdict: Verdict) -> Room:
         replicas = self.actual.replicas
         others = (one for one in replicas if one.model != wish.model and one.phase not in GOING)
         return Room(
@@ -148,6 +165,7 @@ class _Look:
             taken=places_of(replicas) | reserved,
             lasting=places_of(others) | reserved,
             min_memory_bytes=wish.min_memory_bytes,
+            suspect=verdict.failed_on,
         )
 
     def advance(self, stock: Stock, verdict: Verdict, record: Record) -> Advance | Infeasible | None:
@@ -156,7 +174,7 @@ class _Look:
             return None
         return choose_way(stock, Terms(limits=self.limits, durations=self.durations, last_good=record.last_good))
 
-    def endings(self, stock: Stock, verdict: Verdict) -> Iterator[Move | Stop]:
+    def endings(self, stock: Stock, verdict: Verdict) -> Iterator[Drain | Move | Stop]:
         """Carry every replica that goes one phase further, if it is time."""
         for one in stock.going:
             if one.phase is Phase.STOPPING or self.is_last(stock, one):
@@ -168,20 +186,33 @@ class _Look:
                     name=one.name, reason="It is no longer wanted." if self.is_safe(one) else self.why_unsafe(one)
                 )
             elif one.phase is Phase.SERVING:
-                yield Move(name=one.name, reason=self.why_unsafe(one))
+                has_heir = bool(stock.serving or not stock.desired.pools)
+                yield (Drain if has_heir and self.has_time(one) else Move)(name=one.name, reason=self.why_unsafe(one))
             elif not (one.unfinished_requests or self.is_unknown(one)):
                 yield Stop(name=one.name, reason="It has no requests left.")
             else:
                 yield from self.cut_short(stock, one)
 
     def is_last(self, stock: Stock, one: ReplicaState) -> bool:
-        """Whether it drains, but what was to take over has broken and nothing waits for its GPUs: it goes on."""
-        has_heir = bool(stock.serving or stock.missing or not stock.desired.pools)
-        return one.phase is Phase.DRAINING and not has_heir and self.is_safe(one)
+        """Whether nobody takes over from it yet and nothing waits for its GPUs: it goes on.
+
+        It drains, and what was to take over has broken; or its node will go, and its successor does not serve yet.
+        """
+        if one.phase not in (Phase.SERVING, Phase.DRAINING) or stock.serving or not stock.desired.pools:
+            return False
+        return not stock.missing if self.is_safe(one) else self.has_time(one) and not self.is_waited_for(stock, one)
+
+    def is_waited_for(self, stock: Stock, one: ReplicaState) -> bool:
+        """Whether missing replicas have room only with GPUs that stay of it, and of others that leave."""
+        if self.gpus.keys().isdisjoint(seat.node for seat in one.layout.seats):
+            return False
+        left = stock.room.taken - places_of(other for other in stock.going if not self.is_safe(other))
+        has_room_now = not stock.room.refusal(stock.missing, stock.room.taken)
+        return not (has_room_now or stock.room.refusal(stock.missing, left))
 
     def is_unknown(self, one: ReplicaState) -> bool:
         """Whether it may have requests though none are told; what is lost has none."""
-        return one.unfinished_requests is None and self.is_safe(one)
+        return one.unfinished_requests is None and self.has_time(one)
 
     def cut_short(self, stock: Stock, one: ReplicaState) -> Iterator[Move | Stop]:
         """End a drain, or a move, that must not go on; a model that goes has nowhere to move requests to."""
@@ -199,7 +230,7 @@ class _Look:
                 yield Stop(name=one.name, reason=f"What is left on it cannot move, all others wait, and {late}.")
         elif is_late:
             yield Move(name=one.name, reason=f"It still has requests, and {late}.")
-        elif not self.is_safe(one):
+        elif not self.has_time(one):
             yield Move(name=one.name, reason=self.why_unsafe(one))
         elif is_held:
             yield Move(name=one.name, reason="The requests of the model are held until its GPUs come free.")
@@ -232,7 +263,7 @@ class _Look:
             return
         wish = stock.desired
         last_good = record.last_good if record.given_up else wish.pools
-        settled = replace(record, last_good=last_good, reached=True, failed_at_s=())
+        settled = replace(record, last_good=last_good, reached=True, failed_at_s=(), failed_on=frozenset())
         if settled != self.actual.records.get(wish.model):
             yield Settle(model=wish.model, record=settled, reason=f"{wish.model} has {name_pools(wish.pools)}.")
 
@@ -260,10 +291,21 @@ def _starts(stock: Stock, advance: Advance | Infeasible | None, index: int) -> t
             name=f"{slug}--{layout.shape}--{number}",
             model=model,
             layout=layout,
-            reason=f"{name_pools(stock.desired.pools)} wanted ({advance.way}).",
+            reason=f"{name_pools(stock.desired.pools)} wanted ({advance.way}).{_shunned(stock.room, layout)}",
         )
         for number, layout in enumerate(advance.starts, start=index)
     )
+
+
+def _shunned(room: Room, layout: Layout) -> str:
+    """Which free GPUs the layout stays clear of, and why; empty where there are none."""
+    nodes: dict[str, list[str]] = {}
+    for node, slot in sorted(room.suspect - room.taken):
+        nodes.setdefault(node, []).append(str(slot))
+    if not nodes or room.suspect & layout.places:
+        return ""
+    gpus = "; ".join(f"{', '.join(slots)} of {node}" for node, slots in nodes.items())
+    return f" Not on GPUs {gpus}, where a start has failed."
 
 
 def _reserved(stock: Stock, starts: Iterable[Start]) -> frozenset[Place]:

@@ -3,11 +3,20 @@
 `forecast` loops the real `next_steps` against it, and so do the tests; nothing here decides.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 from deployments.reconcile.reconciler import Next
-from deployments.reconcile.states import Actual, Durations, Limits, Phase, ReplicaState
+from deployments.reconcile.states import (
+    LEAVING_MARGIN_S,
+    Actual,
+    Durations,
+    Leaving,
+    Limits,
+    Phase,
+    ReplicaState,
+)
 from deployments.reconcile.steps import (
     CountFailure,
     Drain,
@@ -20,6 +29,7 @@ from deployments.reconcile.steps import (
     Step,
     Stop,
 )
+from placement.layout import Place
 
 _PHASE_AFTER = {Drain: Phase.DRAINING, Move: Phase.MOVING, Stop: Phase.STOPPING}
 
@@ -30,15 +40,18 @@ class UnknownReplicaError(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class World:
-    """What is, and what will come of it. Replicas in `doomed` (by name) fail instead of becoming ready.
+    """What is, and what will come of it. Replicas in `doomed` (by name), or on `broken` GPUs, fail to become ready.
 
-    Those in `clinging` have a request that cannot move, and lasts.
+    Those in `clinging` have a request that cannot move, and lasts. Nodes that are `leaving` do not go; the
+    reconciler has to be done with them in time.
     """
 
     actual: Actual
     durations: Durations
     limits: Limits
+    leaving: Leaving = field(default_factory=dict)
     doomed: Callable[[str], bool] = field(default=lambda name: False)
+    broken: frozenset[Place] = frozenset()
     clinging: Callable[[str], bool] = field(default=lambda name: False)
 
 
@@ -94,14 +107,14 @@ def wait(world: World) -> World | None:
     actual = world.actual
     ends = {one.name: None if _lasts(one, world) else _end_s(one, world.durations) for one in actual.replicas}
     due = [max(end, actual.now_s) for end in ends.values() if end is not None]
-    due += [at_s for at_s in _deadlines(actual, world.limits) if at_s > actual.now_s]
+    due += [at_s for at_s in _deadlines(world) if at_s > actual.now_s]
     if not due:
         return None
     now_s = min(due)
     replicas = []
     for one in actual.replicas:
         end = ends[one.name]
-        after = one if end is None or end > now_s else _after(one, now_s, world.doomed)
+        after = one if end is None or end > now_s else _after(one, now_s, world)
         replicas += [after] if after else []
     return replace(world, actual=replace(actual, now_s=now_s, replicas=tuple(replicas)))
 
@@ -140,18 +153,20 @@ def _end_s(one: ReplicaState, durations: Durations) -> float | None:
             return None
 
 
-def _after(one: ReplicaState, now_s: float, doomed: Callable[[str], bool]) -> ReplicaState | None:
+def _after(one: ReplicaState, now_s: float, world: World) -> ReplicaState | None:
     if one.phase is Phase.STOPPING:
         return None
     if one.phase is not Phase.STARTING:
         return replace(one, unfinished_requests=0)
-    if doomed(one.name):
+    if world.doomed(one.name) or one.layout.places & world.broken:
         return replace(one, phase=Phase.FAILED, since_s=now_s, cause="simulated")
     return replace(one, phase=Phase.SERVING, since_s=now_s, unfinished_requests=1)
 
 
-def _deadlines(actual: Actual, limits: Limits) -> Iterator[float]:
+def _deadlines(world: World) -> Iterator[float]:
     """When the reconciler would act although nothing has happened."""
+    actual, limits = world.actual, world.limits
+    yield from (goes_at_s - LEAVING_MARGIN_S for goes_at_s in world.leaving.values() if goes_at_s < math.inf)
     for one in actual.replicas:
         if one.phase is Phase.STARTING:
             yield one.since_s + limits.start_timeout_s

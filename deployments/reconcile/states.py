@@ -2,12 +2,13 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from types import MappingProxyType
 
 from placement.clusters.hardware import Cluster
-from placement.layout import Layout
+from placement.layout import Layout, Place
 from placement.shape import Shape
 
 
@@ -118,8 +119,8 @@ class Record:
 
     `last_good` is the last wish that was fully reached. `given_up` says why the wish of this `version` was rolled
     back, and is empty while it was not. `reached`: the wish, or after a roll-back the last good pools, has been reached
-    since. `failed_at_s` has the time of each failed attempt that counts now; replicas
-    with an index below `counted_below` have been counted.
+    since. `failed_at_s` has the time of each failed attempt that counts now, `failed_on` the GPUs that they were on;
+    replicas with an index below `counted_below` have been counted.
     """
 
     version: int = 0
@@ -128,6 +129,7 @@ class Record:
     reached: bool = False
     failed_at_s: tuple[float, ...] = ()
     counted_below: int = 0
+    failed_on: frozenset[Place] = frozenset()
 
     def about(self, version: int) -> "Record":
         """This record, without what belongs to another version of the wish."""
@@ -163,6 +165,12 @@ class Actual:
 
 
 LEAST_MOVE_S = 10.0  # in which all that can move has moved
+# What is on a node that goes is moved so long before: the controller may look 5 s late, and Serve stops what it has on
+# the node some seconds before Ray's deadline (ray/serve/_private/deployment_state.py, `_partition_groups_to_stop`).
+LEAVING_MARGIN_S = LEAST_MOVE_S + 10.0
+# Names of nodes that are about to go -> when (wall clock); `math.inf` where they are in no hurry.
+Leaving = Mapping[str, float]
+ALL_STAY: Leaving = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,6 +217,6 @@ class Durations:
         return self.stop_s + self.start_s
 
 
-def without_nodes(cluster: Cluster, leaving: frozenset[str]) -> Cluster:
+def without_nodes(cluster: Cluster, leaving: Container[str]) -> Cluster:
     """The cluster without the nodes that are about to go."""
     return Cluster(nodes=tuple(node for node in cluster.nodes if node.name not in leaving))

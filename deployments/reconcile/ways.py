@@ -4,12 +4,13 @@ A way is chosen anew from what is found, at every look. What an earlier look has
 are being freed are waited for, so a chosen way is carried on without being remembered.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from deployments.reconcile.states import Durations, Limits, Pools, ReplicaState, Way, gpus_of
 from deployments.reconcile.stock import Layouts, Stock, places_of
-from placement.layout import Infeasible, Layout
+from placement.layout import Infeasible
+from placement.room import have_room, islands_of, without
 from placement.shape import Shape
 
 
@@ -33,9 +34,8 @@ class Terms:
 
 def choose_way(stock: Stock, terms: Terms) -> Advance | Infeasible:
     """The gentlest way that is possible, or the one that is asked for, for a stock that misses something."""
-    seats = stock.room.seat(stock.missing, stock.taken_later)
-    if isinstance(seats, Infeasible):
-        return seats
+    if refusal := stock.room.refusal(stock.missing, stock.taken_later):
+        return refusal
     refusals: dict[Way, Infeasible] = {}
     for way in (stock.desired.way,) if stock.desired.way else tuple(Way):
         found = _WAYS[way](stock, terms)
@@ -52,8 +52,7 @@ def _surge(stock: Stock, terms: Terms) -> Advance | Infeasible:
     seats = stock.room.seat(stock.missing, stock.room.taken)
     if not isinstance(seats, Infeasible):
         return Advance(way=Way.SURGE, starts=seats)
-    soon = stock.room.seat(stock.missing, stock.taken_soon)
-    return soon if isinstance(soon, Infeasible) else Advance(way=Way.SURGE)
+    return stock.room.refusal(stock.missing, stock.taken_soon) or Advance(way=Way.SURGE)
 
 
 def _rolling(stock: Stock, terms: Terms) -> Advance | Infeasible:
@@ -147,20 +146,23 @@ def _batch(stock: Stock, kind: Shape) -> tuple[ReplicaState, ...]:
 
     Empty where all of them are not enough.
     """
+    room, others = stock.room, _with_first(kind, stock.missing)[1:]
+    later = room.free(stock.taken_later)
+    now = room.free(room.taken - places_of(stock.surplus))
 
-    shapes = _with_first(kind, stock.missing)
+    def has_room(free: Mapping[str, int]) -> bool:
+        first = islands_of(kind, free)
+        return first is not None and have_room(others, without(later, first))
 
-    def makes_room(batch: tuple[ReplicaState, ...]) -> bool:
-        seat = stock.room.seat_first(shapes, stock.room.taken - places_of(batch), stock.taken_later)
-        return isinstance(seat, Layout)
-
-    batch = stock.surplus
-    if not makes_room(batch):
+    if not has_room(now):
         return ()
+    needed = {one.name for one in stock.surplus}
     for one in sorted(stock.surplus, key=lambda one: -one.gpus):
-        fewer = tuple(other for other in batch if other != one)
-        batch = fewer if makes_room(fewer) else batch
-    return batch
+        fewer = without(now, room.gpus_by_island([one]))
+        if has_room(fewer):
+            now = fewer
+            needed.remove(one.name)
+    return tuple(one for one in stock.surplus if one.name in needed)
 
 
 def _lower_floor(left: int, before: int) -> str:

@@ -123,10 +123,13 @@ def choose(
 def has_room(arrival: Arrival, candidate: Candidate) -> bool:
     """Whether the KV cache takes the request behind those that wait.
 
-    A cached prefix counts in full: vLLM counts its blocks as free, and uses them up.
+    A cached prefix counts in full: vLLM counts its blocks as free, and uses them up. An idle replica takes any: what
+    does not fit there never will, and to say so is the engine's.
     """
     free = candidate.kv_free_tokens
-    return free is None or free >= candidate.waiting_prefill_tokens + needed_kv_tokens(arrival)
+    if free is None or not (candidate.running or candidate.waiting):
+        return True
+    return free >= candidate.waiting_prefill_tokens + needed_kv_tokens(arrival)
 
 
 def needed_kv_tokens(arrival: Arrival) -> int:

@@ -10,7 +10,7 @@ from loop_builders import SETTLE_S, TICK_S, Running, World, pools, story, world
 from autoscaling.ledger.ledger import Ledger, LedgerError, read_ledger
 from autoscaling.live.approvals import Answer, Freeze, answer, freeze, thaw
 from autoscaling.observation import Pools
-from autoscaling.policy.rules import Window
+from autoscaling.schedule import Window
 from deployments.control.wire import LeaseRequest
 
 ONE, TWO, WIDE = pools("1 x tp2"), pools("2 x tp2"), pools("1 x tp4")

@@ -3,6 +3,7 @@
 The real controller over a Serve in memory, which refuses to start anything twice or on GPUs that are taken.
 """
 
+import math
 from contextlib import suppress
 from typing import Any
 
@@ -71,7 +72,7 @@ class Played:
         self.serve.cluster = without(WHOLE, [self.leave(number)])
 
     def give_notice(self, number: int) -> None:
-        self.serve.leaving = frozenset({self.leave(number)})
+        self.serve.leaving = {self.leave(number): self.serve.now_s + (0.0, 120.0, math.inf)[number % 3]}
 
     def leave(self, number: int) -> str:
         """A node that goes, and all that is there with it."""
@@ -81,7 +82,7 @@ class Played:
         return node
 
     def come_back(self, number: int) -> None:
-        self.serve.cluster, self.serve.leaving = WHOLE, frozenset()
+        self.serve.cluster, self.serve.leaving = WHOLE, {}
 
     def serve_dies(self, number: int) -> None:
         self.serve.recovers = True

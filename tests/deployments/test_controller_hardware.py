@@ -1,5 +1,6 @@
 """The nodes as the controller sees them, when the driver of one does not tell the memory of its GPUs."""
 
+import math
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -78,13 +79,22 @@ def test_a_driver_that_hangs_on_a_node_that_joins_keeps_nobody_waiting(site: Sit
 def test_the_memory_that_is_configured_is_not_asked_for(site: Site) -> None:
     where, leaving = Hardware(GIB).look()
     assert {node.gpu.memory_bytes for node in where.cluster.nodes} == {GIB}
-    assert (site.asked, leaving) == ([], frozenset())
+    assert (site.asked, leaving) == ([], {})
 
 
 def test_a_cluster_that_has_lost_all_its_gpus_is_empty(site: Site) -> None:
     site.memory()
     site.nodes = site.nodes[:1]
-    assert site.hardware.look() == (hardware.NOTHING, frozenset())
+    assert site.hardware.look() == (hardware.NOTHING, {})
+
+
+def test_nodes_that_ray_drains_leave_when_it_says_or_in_no_hurry(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray counts in ms, and 0 is no deadline. Nodes without GPUs are nobody's business."""
+    first, second = (node["NodeID"] for node in site.nodes if node["Resources"].get("GPU"))
+    drained = {first: 1_700_000_000_500, second: 0, "of no GPUs": 0}
+    monkeypatch.setattr(hardware.ray_state, "get_draining_nodes", lambda: drained)
+    _, leaving = site.hardware.look()
+    assert leaving == {"island-0-node-0": 1_700_000_000.5, "island-1-node-0": math.inf}
 
 
 def until(is_so: Callable[[], bool]) -> None:

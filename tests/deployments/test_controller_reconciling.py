@@ -1,5 +1,6 @@
 """The reconciler of the controller over a Serve in memory: what is started, what is stored, what becomes of losses."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -198,11 +199,11 @@ def test_who_watches_is_told_once_of_each_node_that_goes(begin: Begin) -> None:
     controller = begin("1 tp1")
     controller.settle()
     assert controller.texts("loss") == []
-    controller.serve.leaving = frozenset({"island-1-node-0"})
+    controller.serve.leaving = {"island-1-node-0": math.inf}
     controller.settle()
     controller.serve.cluster, controller.serve.leaving = (
         without(controller.serve.cluster, ["island-1-node-0"]),
-        frozenset(),
+        {},
     )
     controller.settle()
     assert controller.texts("loss") == [
@@ -215,12 +216,27 @@ def test_a_node_that_is_about_to_go_is_left_before_it_goes(begin: Begin) -> None
     controller = begin("1 tp2")
     controller.settle()
     (node,) = {seat.node for seat in controller.reconciler.replicas[0].layout.seats}
-    controller.serve.leaving = frozenset({node})
+    controller.serve.leaving = {node: controller.serve.now_s}
     controller.turn()
     assert members(controller)["0"].leaves
     assert controller.phases()["1"] == "starting"
     controller.settle()
     assert controller.phases() == {"1": "serving"}
+    check_nothing_is_left_over(controller)
+
+
+def test_a_node_that_goes_later_serves_on_until_another_does(begin: Begin) -> None:
+    controller = begin("1 tp2")
+    controller.settle()
+    (node,) = {seat.node for seat in controller.reconciler.replicas[0].layout.seats}
+    controller.serve.leaving = {node: controller.serve.now_s + 3600}
+    controller.turn()
+    while controller.phases()["1"] == "starting":
+        assert members(controller)["0"].accepts
+        controller.turn()
+    controller.settle()
+    assert controller.phases() == {"1": "serving"}
+    assert controller.texts("stall") == []
     check_nothing_is_left_over(controller)
 
 

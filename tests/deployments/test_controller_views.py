@@ -1,6 +1,7 @@
 """What the control API shows: phases in words, a repartition as it goes, the hardware, a forecast."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import pytest
@@ -155,13 +156,15 @@ def test_pools_survive_the_way_over_the_wire_and_back() -> None:
     assert views.pools_of(views.wire_pools(pools)) == pools
 
 
-def seen_free(replicas: Sequence[ReplicaState], leaving: frozenset[str] = frozenset()) -> list[tuple[str, int, bool]]:
-    world = World(where=Inventory(cluster=TWO_ISLANDS, selectors={}, ray_node_ids={}), leaving=leaving)
+def seen_free(replicas: Sequence[ReplicaState], leaving: Collection[str] = ()) -> list[tuple[str, int, bool]]:
+    world = World(
+        where=Inventory(cluster=TWO_ISLANDS, selectors={}, ray_node_ids={}), leaving=dict.fromkeys(leaving, math.inf)
+    )
     return [(node.name, node.free_gpus, node.draining) for node in views.cluster_view(world, replicas).nodes]
 
 
 def test_the_hardware_shows_what_is_free_and_what_will_go() -> None:
-    assert seen_free(fleet("tp1 serving, tp1 stopping, tp1 failed"), frozenset({"island-1-node-0"})) == [
+    assert seen_free(fleet("tp1 serving, tp1 stopping, tp1 failed"), {"island-1-node-0"}) == [
         ("island-0-node-0", 0, False),
         ("island-1-node-0", 1, True),
     ]

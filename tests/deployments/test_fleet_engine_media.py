@@ -103,3 +103,13 @@ def test_only_an_ingress_keeps_what_it_has_made_of_media(given: dict[str, Any], 
     _, ingress = frontend_config({"model": listening_model, **arguments})
     assert isinstance(processor_cache_from_config(ingress), MultiModalProcessorOnlyCache)
     assert ingress.model_config.get_multimodal_config().mm_processor_cache_gb == given.get("mm_processor_cache_gb", 4)
+
+
+def test_what_is_let_in_counts_as_no_more_than_the_model_reads(listening_model: str) -> None:
+    async def scenario() -> None:
+        _, config = frontend_config({"model": listening_model, **ENGINE_ARGS})
+        fleet = Fleet("a")
+        FleetEngine(config, fleet.link, fleet.traffic, speculative=False).shutdown()
+        assert fleet.traffic.max_model_len == ENGINE_ARGS["max_model_len"]
+
+    asyncio.run(scenario())

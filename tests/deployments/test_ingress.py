@@ -1,13 +1,19 @@
+import asyncio
+import itertools
 import json
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import httpx
 import pytest
-from link_builders import Fleet, play, request, run, settled
+from link_builders import Fleet, passed, play, request, run, settled
+from telemetry_builders import engine_request
 
 from deployments.access.priorities import current_least_priority
-from deployments.ingress import ALWAYS_OPEN_PATHS, RETRY_AFTER_S, Gate, listening_socket, reachable_address
+from deployments.fleet_engine import FleetCore
+from deployments.gate import ALWAYS_OPEN_PATHS, RETRY_AFTER_S, Gate
+from deployments.ingress import listening_socket, reachable_address
 from deployments.routing import Limits
 
 OPENAI_PATHS = ["/v1/chat/completions", "/v1/completions", "/v1/models", "/v1/responses", "/tokenize", "/health"]
@@ -138,6 +144,40 @@ def test_requests_of_a_batch_key_are_batch_whatever_they_say(least: int, status:
     through(scenario, "a")
 
 
+PHOTO = "data:image/png;base64," + "iVBORw0KGgo/" * 170_000  # 2 MB
+
+
+@pytest.mark.parametrize("body", [{"prompt": "long " * 400_000}, {"prompt": PHOTO}], ids=["text", "photo"])
+def test_an_idle_replica_takes_a_body_of_any_size(body: dict[str, Any]) -> None:
+    """It may be beyond the model, or a picture. Of the former the engine tells its client more than to come back."""
+
+    async def scenario(client: httpx.AsyncClient, fleet: Fleet) -> None:
+        fleet.change("a", kv_tokens=10_000)
+        assert (await client.post("/v1/completions", json=body)).status_code == 200
+
+    through(scenario, "a")
+
+
+@pytest.mark.parametrize(
+    ("content", "status"),
+    [
+        ({"image_url": {"url": PHOTO}}, 200),
+        ({"input_audio": {"data": PHOTO[22:], "format": "wav"}}, 200),
+        ({"text": "long " * 400_000}, 429),
+        ({"text": "長" * 400_000}, 429),
+    ],
+    ids=["photo", "sound", "text", "text without spaces"],
+)
+def test_on_a_busy_replica_text_needs_room_for_its_bytes_and_media_do_not(content: Any, status: int) -> None:
+    async def scenario(client: httpx.AsyncClient, fleet: Fleet) -> None:
+        fleet.change("a", kv_tokens=10_000)
+        fleet.traffic.stepped("a", running=1, waiting=0, kv_usage=0.2, now_s=fleet.link.now())
+        messages = [{"role": "user", "content": [{"type": "text", "text": "What is it?"}, content]}]
+        assert (await client.post("/v1/chat/completions", json={"messages": messages})).status_code == status
+
+    through(scenario, "a")
+
+
 def test_a_replica_with_room_keeps_the_gate_open() -> None:
     async def scenario(client: httpx.AsyncClient, fleet: Fleet) -> None:
         queue(fleet, 100, "a")
@@ -147,6 +187,106 @@ def test_a_replica_with_room_keeps_the_gate_open() -> None:
         assert (await client.get("/v1/models")).status_code == 200  # nothing is computed for it
 
     through(scenario, "a", "b")
+
+
+@pytest.mark.parametrize(("priority", "queued"), [(0, 4), (1, 2)], ids=["interactive", "batch"])
+def test_of_a_burst_no_more_are_let_in_than_find_room(priority: int, queued: int) -> None:
+    """vLLM renders and tokenises for a while, and only then sends what was let in."""
+    names, room = itertools.count(), 2 * (64 + queued)
+
+    async def scenario(fleet: Fleet) -> None:
+        core, has_ended = FleetCore(fleet.link, fleet.traffic, speculative=False), asyncio.Event()
+
+        async def rendering(scope: Any, receive: Any, send: Any) -> None:
+            await receive()
+            await asyncio.sleep(1.0)
+            await core.add_request_async(engine_request(f"r{next(names)}"))
+            await has_ended.wait()
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b""})
+
+        gate = Gate(rendering, fleet.link)
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=gate), base_url="http://fleet") as client:
+            asked: list[asyncio.Task[httpx.Response]] = []
+            for burst, let_in in ((100, 100), (200, room), (10, room)):  # what was sent counts, and once
+                asked += [
+                    asyncio.create_task(client.post("/v1/completions", json={"priority": priority}))
+                    for _ in range(burst)
+                ]
+                await passed(5.0)
+                assert fleet.link.report().unfinished_requests == let_in
+            has_ended.set()
+            answers = Counter(answer.status_code for answer in await asyncio.gather(*asked))
+            assert answers == {200: room, 429: 310 - room}
+
+    run(scenario, "a", "b", limits=LIMITS)
+
+
+def test_of_one_body_with_several_prompts_only_the_first_gives_up_the_place() -> None:
+    async def scenario(fleet: Fleet) -> None:
+        core = FleetCore(fleet.link, fleet.traffic, speculative=False)
+        others, is_over = itertools.count(), asyncio.Event()
+
+        async def behind(scope: Any, receive: Any, send: Any) -> None:
+            if scope["query_string"]:  # three prompts, and each is answered at once
+                for index in range(3):
+                    await core.add_request_async(engine_request(f"r{index}"))
+                    fleet.link.abort([f"r{index}"])
+                return
+            next(others)
+            await is_over.wait()
+
+        async def ask(query: bytes = b"") -> None:
+            scope = {"type": "http", "path": "/v1/completions", "method": "POST", "headers": [], "query_string": query}
+            await Gate(behind, fleet.link)(scope, no_body, ignored)
+
+        waiting = [asyncio.create_task(ask()) for _ in range(64)]
+        await settled()
+        await ask(b"three")
+        waiting += [asyncio.create_task(ask()) for _ in range(64)]
+        await settled()
+        assert next(others) == 64 + 4
+        is_over.set()
+        await asyncio.gather(*waiting)
+
+    run(scenario, "a", limits=LIMITS)
+
+
+async def no_body() -> Any:
+    return {"type": "http.request", "body": b""}
+
+
+async def ignored(message: Any) -> None:
+    pass
+
+
+def test_only_what_generates_takes_a_place_and_an_error_gives_it_back() -> None:
+    async def scenario(fleet: Fleet) -> None:
+        is_open = asyncio.Event()
+
+        async def failing(scope: Any, receive: Any, send: Any) -> None:
+            await is_open.wait()
+            raise ValueError(scope["path"])
+
+        gate = Gate(failing, fleet.link)
+
+        async def ask(path: str) -> int:
+            async with httpx.AsyncClient(transport=httpx.ASGITransport(app=gate), base_url="http://fleet") as client:
+                try:
+                    return (await client.post(path, json={})).status_code
+                except ValueError:
+                    return 500
+
+        for _ in range(2):
+            is_open.clear()
+            tokenizing = [asyncio.create_task(ask("/tokenize")) for _ in range(80)]
+            generating = [asyncio.create_task(ask("/v1/completions")) for _ in range(80)]
+            await settled()
+            is_open.set()
+            assert Counter(await asyncio.gather(*tokenizing)) == {500: 80}
+            assert Counter(await asyncio.gather(*generating)) == {500: 64 + 4, 429: 80 - 64 - 4}
+
+    run(scenario, "a", limits=LIMITS)
 
 
 def test_retry_after_differs_between_clients_so_that_they_do_not_all_come_back_at_once() -> None:

@@ -12,7 +12,7 @@ from link_builders import Fleet, passed, request, run, settled
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from deployments.ingress import GENERATING_PATHS, Gate
+from deployments.gate import GENERATING_PATHS, Gate
 from deployments.membership import UNKNOWN_SPEED
 from deployments.metrics.counting import LostBy
 from deployments.metrics.ingress_series import USUAL, IngressSeries

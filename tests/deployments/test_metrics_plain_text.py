@@ -8,7 +8,8 @@ import pytest
 from link_builders import Fleet
 from prometheus_client import CollectorRegistry, Counter, make_asgi_app
 
-from deployments.ingress import AsgiApp, Gate
+from deployments.access.refusing import AsgiApp
+from deployments.gate import Gate
 from deployments.metrics.plain_text import plain_text
 
 # What Prometheus 2.42 sends.

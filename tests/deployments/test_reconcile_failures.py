@@ -1,7 +1,8 @@
-"""Starts that fail: on two islands of two GPUs, where island 0 has seats 0.0 and 0.1, island 1 has 1.0 and 1.1."""
+"""Starts that fail: on islands of two GPUs, where island 0 has seats 0.0 and 0.1, island 1 has 1.0 and 1.1."""
 
 from dataclasses import replace
 
+from placement_builders import cluster_of
 from reconcile_builders import (
     DURATIONS,
     MODEL,
@@ -18,7 +19,10 @@ from reconcile_builders import (
     wish,
 )
 
-from deployments.reconcile import Phase, Record, Settle, next_steps
+from deployments.reconcile import Phase, Record, Settle, Start, next_steps
+from deployments.reconcile.stock import Room
+from placement import Shape
+from placement.layout import Layout, Place
 
 
 def test_a_failed_start_rolls_back_to_the_last_good_pools() -> None:
@@ -114,3 +118,77 @@ def test_what_was_reached_is_not_given_up_when_a_later_start_fails() -> None:
     assert [line.split()[1] for line in log] == ["Start", "CountFailure", "Stop", "Start", "Settle"]
     assert shapes_serving(world.actual) == {"tp2": 2}
     assert not last.blocked
+
+
+# --- which GPUs ------------------------------------------------------------------------------------------------------
+
+
+def starts(log: list[str]) -> list[str]:
+    return [line.split(" ", 1)[1] for line in log if "Start" in line]
+
+
+def test_a_gpu_that_breaks_while_ray_counts_it_is_left_alone_where_there_is_another() -> None:
+    """Ray goes on counting it, so every attempt would take the same seats: those of the fullest island."""
+    cluster = cluster_of(2, 2, 2)
+    bad = replica("tp2", phase=Phase.FAILED, cause="CUDA error: device-side", index=0)
+    good = replica("tp2", bad.layout.places, index=1)
+    record = Record(version=1, last_good=pools_of("2 tp2"), reached=True)
+    actual = found(bad, good, records={MODEL: record})
+    log, world, last = run(actual, wish("2 tp2"), cluster=cluster, broken=frozenset({("island-0-node-0", 1)}))
+    assert log == ["0: CountFailure", "0: Stop tp2#0", "10: Start tp2#2 on 2.0+2.1", "40: Settle"]
+    assert world.actual.records[MODEL] == replace(record, counted_below=2), "forgotten once all is well"
+    assert not last.blocked
+
+
+def test_the_start_says_where_it_does_not_go_and_why() -> None:
+    bad = replica("tp2", index=0).layout.places
+    record = Record(version=1, failed_at_s=(0.0,), failed_on=bad)
+    (start,) = look(found(now_s=10.0, records={MODEL: record}), wish("1 tp2")).steps
+    assert isinstance(start, Start)
+    assert start.reason == "1 x tp2 wanted (surge). Not on GPUs 0, 1 of island-0-node-0, where a start has failed."
+    (start,) = look(found(now_s=10.0, records={MODEL: record}), wish("1 tp2pp2")).steps
+    assert start.reason == "1 x tp2pp2 wanted (surge)."
+
+
+def test_a_node_where_all_starts_fail_costs_one_attempt() -> None:
+    """They fail one after the other, and only the first is counted."""
+    first = frozenset({("island-0-node-0", slot) for slot in (0, 1)})
+    one = replica("tp1", index=0, phase=Phase.FAILED, unfinished_requests=0)
+    two = replica("tp1", one.layout.places, index=1, phase=Phase.STARTING, unfinished_requests=0)
+    log, world, _ = run(found(one, two), wish("2 tp1"), broken=first)
+    assert starts(log) == ["Start tp1#2 on 1.0", "Start tp1#3 on 1.1"]
+    assert shapes_serving(world.actual) == {"tp1": 2}
+
+
+def test_where_starts_have_failed_everywhere_they_are_tried_anywhere() -> None:
+    """The configuration is at fault, and no GPU: attempts are as many, and as far apart, as with one island."""
+    log, _, last = run(found(), wish("1 tp2"), doomed=lambda name: True)
+    assert starts(log) == [
+        f"Start tp2#{n} on {seats}" for n, seats in enumerate(["0.0+0.1", "1.0+1.1"] + 2 * ["0.0+0.1"])
+    ]
+    assert "4 attempts to start 1 x tp2 have failed" in last.blocked[MODEL].constraint
+
+
+def test_of_several_replicas_as_many_as_possible_keep_off_gpus_that_failed() -> None:
+    record = Record(
+        version=1, failed_at_s=(0.0,), failed_on=frozenset({("island-0-node-0", 0), ("island-0-node-0", 1)})
+    )
+    steps = look(found(now_s=10.0, records={MODEL: record}), wish("3 tp1")).steps
+    assert [told(step) for step in steps] == ["Start tp1#0 on 1.0", "Start tp1#1 on 1.1", "Start tp1#2 on 0.0"]
+
+
+def test_to_keep_off_a_gpu_that_failed_never_costs_a_replica_its_room() -> None:
+    """On the larger island the tp3 would leave both islands too small for the second tp2."""
+    record = Record(version=1, failed_at_s=(0.0,), failed_on=frozenset({("island-0-node-0", 0)}))
+    actual = found(now_s=10.0, records={MODEL: record})
+    answer = look(actual, wish("1 tp3, 2 tp2"), cluster=cluster_of(3, 4))
+    assert [told(step).split(" on ")[1][0] for step in answer.steps] == ["0", "1", "1"]
+
+
+def test_nor_does_the_first_to_start_take_the_room_of_those_that_start_later() -> None:
+    nothing, island = frozenset[Place](), cluster_of(1, 2)
+    suspect = frozenset({("island-0-node-0", 0)})
+    room = Room(cluster=island, taken=nothing, lasting=nothing, min_memory_bytes=0, suspect=suspect)
+    layout = room.seat_first((Shape.parse("tp1"), Shape.parse("tp2")), nothing, nothing)
+    assert isinstance(layout, Layout)
+    assert layout.places == suspect

@@ -1,6 +1,10 @@
 """Dry runs, the simulated world they run in, and the values that both refuse."""
 
+import sys
+from types import FrameType
+
 import pytest
+from placement_builders import cluster_of
 from reconcile_builders import (
     DURATIONS,
     MODEL,
@@ -14,7 +18,7 @@ from reconcile_builders import (
     wish,
 )
 
-from deployments.reconcile import Durations, Pool, Way, World, forecast
+from deployments.reconcile import Durations, Phase, Pool, ReplicaState, Start, Way, World, forecast
 from placement import Shape
 from placement.layout import Infeasible
 
@@ -42,6 +46,34 @@ def test_a_forecast_says_what_will_not_work() -> None:
     answer = forecast(settled("1 tp1"), [wish("3 tp2", version=2)], MODEL, TWO_ISLANDS, make_limits(), DURATIONS)
     assert isinstance(answer.infeasible, Infeasible)
     assert answer.timeline == ()
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [("32 tp8", "64 tp4"), ("32 tp8", "20 tp8, 48 tp2"), ("64 tp4", "32 tp8")]
+)
+def test_a_look_at_a_large_fleet_takes_few_calls(before: str, after: str) -> None:
+    """The controller answers nobody meanwhile, and a forecast has hundreds: no pass over the fleet for each replica."""
+    cluster = cluster_of(*[8] * 32)
+    starts = [step for step in look(found(), wish(before), cluster=cluster).steps if isinstance(step, Start)]
+    actual = found(
+        *(
+            ReplicaState(name=start.name, model=MODEL, layout=start.layout, phase=Phase.SERVING, since_s=0.0)
+            for start in starts
+        )
+    )
+    calls = 0
+
+    def count(frame: FrameType, event: str, arg: object) -> None:
+        nonlocal calls
+        calls += event == "call"
+
+    sys.setprofile(count)
+    try:
+        answer = look(actual, wish(after, version=2), cluster=cluster, limits=make_limits(floor=0.5))
+    finally:
+        sys.setprofile(None)
+    assert answer.ways == {MODEL: Way.ROLLING}
+    assert calls < 50_000
 
 
 # --- values that mean nothing ----------------------------------------------------------------------------------------

@@ -1,13 +1,28 @@
 """Lost and leaving nodes. Node names are those of `cluster_of`: island-0-node-0 and so on."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 from placement_builders import cluster_of
-from reconcile_builders import MODEL, TWO_ISLANDS, found, look, pools_of, replica, run, shapes_serving, told, wish
+from reconcile_builders import (
+    DURATIONS,
+    MODEL,
+    TWO_ISLANDS,
+    found,
+    look,
+    make_limits,
+    pools_of,
+    replica,
+    run,
+    shapes_serving,
+    told,
+    wish,
+)
 
-from deployments.reconcile import Adjusted, Phase, Way, count_shapes, survive, without_nodes
+from deployments.reconcile import Adjusted, Phase, Way, World, count_shapes, simulate, survive, without_nodes
+from deployments.reconcile.states import LEAVING_MARGIN_S
 from placement import Cluster, Shape
 from placement.layout import Infeasible
 
@@ -23,19 +38,75 @@ def kinds(log: Sequence[str]) -> list[str]:
 # --- the steps -------------------------------------------------------------------------------------------------------
 
 
-def test_a_leaving_node_is_emptied_at_once_while_another_replica_takes_over() -> None:
+def test_a_leaving_node_drains_at_once_where_another_replica_serves() -> None:
     one = replica("tp2", index=0)
     two = replica("tp2", one.layout.places, index=1)
     cluster = cluster_of(2, 2, 2)
-    log, world, last = run(found(one, two), wish("2 tp2"), cluster=cluster, leaving=frozenset({FIRST}))
-    assert log == ["0: Move tp2#0", "0: Start tp2#2 on 2.0+2.1", "0: Stop tp2#0", "30: Settle"]
+    log, world, last = run(found(one, two), wish("2 tp2"), cluster=cluster, leaving={FIRST: math.inf})
+    assert log == ["0: Drain tp2#0", "0: Start tp2#2 on 2.0+2.1", "20: Stop tp2#0", "30: Settle"]
     assert shapes_serving(world.actual) == {"tp2": 2}
     assert not last.blocked
 
 
+@pytest.mark.parametrize(
+    ("goes_at_s", "kinds_of_steps"), [(math.inf, ["Drain", "Stop"]), (60.0, ["Drain", "Move", "Stop"])]
+)
+def test_a_drain_from_a_leaving_node_ends_before_the_node_does(goes_at_s: float, kinds_of_steps: list[str]) -> None:
+    one = replica("tp2", index=0)
+    two = replica("tp2", one.layout.places, index=1)
+    durations = replace(DURATIONS, drain_s=50)
+    start = World(actual=found(one, two), durations=durations, limits=make_limits(), leaving={FIRST: goes_at_s})
+    moments = simulate(start, lambda seen: look(seen, wish("1 tp2"), leaving={FIRST: goes_at_s}))
+    steps = {told(step): moment.world.actual.now_s for moment in moments for step in moment.decided.steps}
+    assert [step.split()[0] for step in steps if step.endswith("tp2#0")] == kinds_of_steps
+    assert goes_at_s == math.inf or steps["Move tp2#0"] == goes_at_s - LEAVING_MARGIN_S
+
+
+def test_the_only_replica_serves_on_a_leaving_node_until_its_successor_does() -> None:
+    log, world, _ = run(found(replica("tp2")), wish("1 tp2"), leaving={FIRST: 3600.0})
+    assert log == ["0: Start tp2#1 on 1.0+1.1", "30: Drain tp2#0", "50: Stop tp2#0", "55: Settle"]
+    assert shapes_serving(world.actual) == {"tp2": 1}
+
+
+@pytest.mark.parametrize(("goes_at_s", "moved_at_s"), [(45.0, 25), (LEAVING_MARGIN_S, 0), (0.0, 0)])
+def test_it_serves_until_there_is_just_time_to_move_where_the_start_takes_longer(
+    goes_at_s: float, moved_at_s: int
+) -> None:
+    log, world, _ = run(found(replica("tp2")), wish("1 tp2"), leaving={FIRST: goes_at_s})
+    holding = [f"{moved_at_s}: {step}" for step in ("Hold 35", "Move tp2#0", "Stop tp2#0")]
+    assert sorted(log) == sorted(["0: Start tp2#1 on 1.0+1.1", *holding, "30: Release", "30: Settle"])
+    assert not world.actual.held
+
+
+def test_the_only_replica_serves_as_long_as_its_node_is_there_where_nothing_can_take_over() -> None:
+    one = replica("tp2")
+    log, _, last = run(found(one), wish("1 tp2"), cluster=cluster_of(2), leaving={FIRST: 3600.0})
+    assert log == ["3580: Move tp2#0", "3580: Stop tp2#0"]
+    log, world, last = run(found(one), wish("1 tp2"), cluster=cluster_of(2), leaving={FIRST: math.inf})
+    assert (log, world.actual.replicas) == ([], (one,))
+    assert "tp2 needs 2 free GPUs" in last.blocked[MODEL].constraint
+
+
+def test_a_successor_that_fails_is_tried_again_while_the_replica_serves() -> None:
+    log, world, _ = run(
+        found(replica("tp2")), wish("1 tp2"), leaving={FIRST: 3600.0}, doomed=lambda name: name.endswith("--1")
+    )
+    assert kinds(log) == ["Start", "CountFailure", "Stop", "Start", "Drain", "Stop", "Settle"]
+    assert shapes_serving(world.actual) == {"tp2": 1}
+
+
+def test_a_replica_on_a_leaving_node_that_has_not_been_heard_may_have_requests() -> None:
+    draining = replica("tp2", phase=Phase.DRAINING, unfinished_requests=None)
+    other = replica("tp2", draining.layout.places, index=1)
+    actual = found(draining, other)
+    assert look(actual, wish("1 tp2"), leaving={FIRST: 3600.0}).steps[:-1] == ()
+    assert [told(step) for step in look(actual, wish("1 tp2"), leaving={FIRST: 0.0}).steps][:1] == ["Stop tp2#0"]
+
+
 def test_one_shard_on_a_leaving_node_is_enough() -> None:
+    """And nothing waits for the successor: it needs GPUs of the replica that stay."""
     wide = replica("tp2pp2")
-    steps = look(found(wide), wish("1 tp2"), leaving=frozenset({SECOND})).steps
+    steps = look(found(wide), wish("1 tp2"), leaving={SECOND: math.inf}).steps
     assert [told(step) for step in steps] == ["Hold 35", "Move tp2pp2#0"]
 
 
@@ -66,10 +137,10 @@ def test_a_start_that_its_node_took_along_counts_as_no_failure(phase: Phase) -> 
     assert [told(step) for step in steps] == ["Stop tp2#0", "Start tp2#1 on 1.0+1.1"]
 
 
-def test_a_drain_on_a_leaving_node_is_cut_short() -> None:
+def test_a_drain_on_a_node_that_goes_at_once_is_cut_short() -> None:
     one = replica("tp2", phase=Phase.DRAINING)
     two = replica("tp2", one.layout.places, index=1)
-    steps = look(found(one, two), wish("1 tp2"), leaving=frozenset({FIRST})).steps
+    steps = look(found(one, two), wish("1 tp2"), leaving={FIRST: 0.0}).steps
     assert [told(step) for step in steps] == ["Move tp2#0"]
 
 

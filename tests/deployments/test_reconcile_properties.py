@@ -3,10 +3,11 @@
 The controller of these tests crashes at any step: it carries out only some of the steps, then looks again.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from placement_builders import cluster_of
 from reconcile_builders import DURATIONS, found, look, make_limits
@@ -16,6 +17,7 @@ from deployments.reconcile import (
     Adjusted,
     Desired,
     Drain,
+    Leaving,
     Limits,
     Move,
     Next,
@@ -34,7 +36,7 @@ from deployments.reconcile import (
     wanted,
     without_nodes,
 )
-from placement import Cluster, Shape
+from placement import Cluster, Infeasible, Shape, place
 
 SHAPES = [Shape.parse(text) for text in ("tp1", "tp2", "pp2", "tp2pp2", "tp4")]
 MODELS = ("acme/a", "acme/b")
@@ -44,6 +46,7 @@ clusters = st.lists(
     st.one_of(st.integers(1, 4), st.tuples(st.integers(1, 2), st.integers(1, 2))), min_size=1, max_size=3
 )
 pools = st.lists(st.builds(Pool, shape=st.sampled_from(SHAPES), replicas=st.integers(0, 4)), max_size=2).map(tuple)
+notices = st.sampled_from([0.0, 40.0, 3600.0, math.inf])  # a start takes 30 s
 floors = st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0])
 
 
@@ -56,7 +59,10 @@ class Fleet:
     world: World
     wishes: dict[str, Desired] = field(default_factory=dict)
     lost: frozenset[str] = frozenset()
-    leaving: frozenset[str] = frozenset()
+
+    @property
+    def leaving(self) -> Leaving:
+        return self.world.leaving
 
     @property
     def actual(self) -> Actual:
@@ -203,13 +209,14 @@ def test_faults_at_any_moment(islands: list[int | tuple[int, ...]], floor: float
     for _ in range(data.draw(st.integers(1, 4), label="events")):
         fleet.wish(data.draw(st.sampled_from(MODELS)), data.draw(pools))
         fleet.lost = data.draw(st.frozensets(st.sampled_from(nodes), max_size=1), label="lost")
-        fleet.leaving = data.draw(st.frozensets(st.sampled_from(nodes), max_size=1), label="leaving")
+        notice = data.draw(st.dictionaries(st.sampled_from(nodes), notices, max_size=1), label="leaving")
+        leaving = {node: fleet.actual.now_s + in_s for node, in_s in notice.items()}
         bad = data.draw(st.frozensets(st.integers(0, 20), max_size=6), label="starts that fail")
-        fleet.world = replace(fleet.world, doomed=failing(bad))
+        fleet.world = replace(fleet.world, doomed=failing(bad), leaving=leaving)
         some_looks(fleet, data)
     check_reached(fleet, fleet.finish())
-    fleet.lost = fleet.leaving = frozenset()
-    fleet.world = replace(fleet.world, doomed=lambda name: False)
+    fleet.lost = frozenset()
+    fleet.world = replace(fleet.world, doomed=lambda name: False, leaving={})
     for wish in fleet.wishes.copy().values():
         fleet.wish(wish.model, wish.pools)
     check_reached(fleet, fleet.finish())
@@ -227,6 +234,25 @@ def test_all_that_fits_is_reached_when_nothing_need_keep_serving(
     fleet.wish(MODELS[0], after)
     blocked = fleet.finish().blocked
     assert bool(blocked) is bool(look(found(), Desired(model=MODELS[0], pools=after), cluster=fleet.whole).blocked)
+
+
+@settings(max_examples=60)
+@given(clusters, pools.filter(count_shapes), st.data())
+def test_a_gpu_that_is_broken_costs_one_attempt_where_there_is_another(
+    islands: list[int | tuple[int, ...]], wished: tuple[Pool, ...], data: st.DataObject
+) -> None:
+    """And none keeps all that has room from being tried: without it, the fleet gets as far as with a sound one."""
+    fleet = make_fleet(islands, 0.0)
+    fleet.wish(MODELS[0], wished)
+    starts = [step for step in fleet.decide(fleet.actual).steps if isinstance(step, Start)]
+    assume(starts)
+    bad = data.draw(st.sampled_from(starts), label="starts on the broken GPU")
+    fleet.world = replace(fleet.world, broken=frozenset({min(bad.layout.places)}))
+    last = fleet.finish()
+    taken = frozenset(place for start in starts for place in start.layout.places)
+    elsewhere = place(bad.layout.shape, fleet.whole, taken)
+    assert bool(last.blocked) is isinstance(elsewhere, Infeasible)
+    assert len(fleet.actual.replicas) == len(starts) - bool(last.blocked)
 
 
 @settings(max_examples=60)

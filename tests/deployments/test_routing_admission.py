@@ -35,7 +35,8 @@ def refused(request: Arrival, *replicas: Candidate) -> Refusal:
         pytest.param({"waiting_prefill_tokens": 19_100}, None, "too_slow", id="a little more"),
         pytest.param({"waiting_prefill_tokens": 38_900}, None, "too_slow", id="the time"),
         pytest.param({"waiting_prefill_tokens": 39_100}, "too_slow", "too_slow", id="more than the time"),
-        pytest.param({"kv_free_tokens": 1000}, "kv_full", "kv_full", id="no room"),
+        pytest.param({"running": 1, "kv_free_tokens": 1000}, "kv_full", "kv_full", id="no room"),
+        pytest.param({"kv_free_tokens": 1000}, None, None, id="no room, and none to come: the engine says so"),
     ],
 )
 def test_batch_is_refused_before_interactive(load: dict[str, Any], interactive: str | None, batch: str | None) -> None:
@@ -63,7 +64,7 @@ def test_without_a_replica_it_is_unavailable() -> None:
             "the first token would take 11.1 s, 11.0 s of it queued (limit for interactive requests: 4 s)",
         ),
         (
-            {"waiting_prefill_tokens": 500, "kv_free_tokens": 1400},
+            {"running": 1, "waiting_prefill_tokens": 500, "kv_free_tokens": 1400},
             "the KV cache has room for 1400 tokens, requests that wait need 500 of them, and this one 1200",
         ),
     ],

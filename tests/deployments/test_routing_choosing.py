@@ -42,15 +42,22 @@ def chosen(request: Arrival, replicas: list[Candidate], cached: dict[str, int] |
             "b",
             id="a place in the batch before a wait for one",
         ),
-        pytest.param({"kv_free_tokens": 1199}, {"waiting_prefill_tokens": 50_000}, "b", id="room before speed"),
-        pytest.param({"kv_free_tokens": 1200}, {"waiting_prefill_tokens": 50_000}, "a", id="just enough room"),
         pytest.param(
-            {"kv_free_tokens": 3000, "waiting_prefill_tokens": 2000, "prefill_tokens_per_s": 1e6},
+            {"running": 1, "kv_free_tokens": 1199}, {"waiting_prefill_tokens": 50_000}, "b", id="room before speed"
+        ),
+        pytest.param(
+            {"running": 1, "kv_free_tokens": 1200}, {"waiting_prefill_tokens": 50_000}, "a", id="just enough room"
+        ),
+        pytest.param(
+            {"kv_free_tokens": 3000, "waiting": 1, "waiting_prefill_tokens": 2000, "prefill_tokens_per_s": 1e6},
             {"waiting_prefill_tokens": 50_000},
             "b",
             id="no room behind those that wait",
         ),
-        pytest.param({"kv_free_tokens": 0}, {"kv_free_tokens": 0}, None, id="no room anywhere"),
+        pytest.param(
+            {"running": 1, "kv_free_tokens": 0}, {"waiting": 1, "kv_free_tokens": 0}, None, id="no room anywhere"
+        ),
+        pytest.param({"running": 1, "kv_free_tokens": 0}, {"kv_free_tokens": 0}, "b", id="no room, and none to come"),
     ],
 )
 def test_a_request_goes_to(a: dict[str, Any], b: dict[str, Any], expected: str | None) -> None:
@@ -109,12 +116,12 @@ def test_the_prefix_is_followed_as_long_as_it_saves_more_than_it_queues(cached: 
 @given(arrivals, candidates())
 def test_nothing_goes_where_the_cache_is_full(request: Arrival, replicas: list[Candidate]) -> None:
     choice = choose(request, replicas, {}, "i")
-    free = {each.replica: each.kv_free_tokens for each in replicas}
+    known = {each.replica: each for each in replicas if each.kv_free_tokens is not None}
     if choice is None:
-        assert all(tokens is not None for tokens in free.values())
-    else:
-        tokens = free[choice.replica]
-        assert tokens is None or tokens > request.prompt_tokens
+        assert len(known) == len(replicas)
+    elif (best := known.get(choice.replica)) is not None and (best.running or best.waiting):
+        assert best.kv_free_tokens is not None
+        assert best.kv_free_tokens > request.prompt_tokens
 
 
 LOADS = ("waiting_prefill_tokens", "outstanding_decode_tokens", "running", "waiting")

@@ -11,6 +11,7 @@ import moving_streams
 import psutil
 import pytest
 from ray._private.state import actors
+from repartition_losses import has_ended
 from running_system import LONG_TOKENS, Deployed, prompts, stream, until
 
 from deployments import fleet
@@ -20,6 +21,9 @@ pytestmark = pytest.mark.engine
 
 STREAMS = 16
 TOKENS = 600  # seconds of generation, in which something can happen
+NOTICED_S = 10.0  # beyond a timeout, on a machine that is busy
+MOST_STARTS = 2.0  # that a restart takes, with the end of what was there
+ENDED_S = 30.0  # Ray gives what is alive some seconds before it kills
 
 
 def tokens_generated(deployed: Deployed) -> float:
@@ -75,20 +79,18 @@ def test_streams_outlive_the_only_replica(
     assert {worker.pid for worker in after.found.workers}.isdisjoint(worker.pid for worker in before.found.workers)
 
 
+def replica_process(deployed: Deployed) -> psutil.Process:
+    """The actor of the first replica."""
+    return process(f"ServeReplica:{next(iter(deployed.reports()))}:replica")
+
+
 def kill_replica(deployed: Deployed) -> None:
-    name = next(iter(deployed.reports()))
-    process(f"ServeReplica:{name}:replica").kill()
+    replica_process(deployed).kill()
 
 
 def kill_worker(deployed: Deployed) -> None:
     report = next(iter(deployed.reports().values()))
     os.kill(report.found.workers[0].pid, signal.SIGKILL)
-
-
-def stop_worker(deployed: Deployed) -> None:
-    """It hangs: nothing has died, no step comes."""
-    report = next(iter(deployed.reports().values()))
-    os.kill(report.found.workers[0].pid, signal.SIGSTOP)
 
 
 def kill_engine_core(deployed: Deployed) -> None:
@@ -106,7 +108,6 @@ def kill_serve_controller(deployed: Deployed) -> None:
 
 FAULTS = [
     pytest.param(kill_replica, id="replica", marks=pytest.mark.slow),
-    pytest.param(stop_worker, id="hung-worker", marks=pytest.mark.slow),
     pytest.param(kill_controller, id="controller"),
     pytest.param(kill_worker, id="worker", marks=pytest.mark.slow),
     pytest.param(kill_engine_core, id="engine-core", marks=pytest.mark.slow),
@@ -122,6 +123,52 @@ def test_no_stream_shows_that_a_process_was_lost(fault: Callable[[Deployed], Non
     found = moving_streams.run(deployed.url, requests, lambda: fault(deployed))
     moving_streams.assert_same(found, expected)
     until(lambda: deployed.view().phase == "steady", "all replicas are back", timeout_s=300)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("pools", "rank"),
+    [
+        pytest.param({"tp1": 2}, 0, id="beside-another-replica"),
+        pytest.param({"tp2pp2": 1}, 3, id="of-the-only-replica"),  # and not on the node of its actor
+    ],
+)
+def test_a_worker_that_hangs_is_noticed_when_the_step_timeout_is_over(
+    pools: dict[str, int], rank: int, deploy: Callable[..., Any], plan_of: Callable[..., fleet.FleetPlan]
+) -> None:
+    """Nothing has died, and no step comes; vLLM itself would wait for 300 s."""
+    deployed = deploy("tiny-llama", pools)
+    requests = moving_streams.bodies(deployed.model, STREAMS, TOKENS)
+    expected = moving_streams.run(deployed.url, requests)
+    report = next(iter(deployed.reports().values()))
+    hung = psutil.Process(report.found.workers[rank].pid)
+    found = moving_streams.run(deployed.url, requests, hung.suspend)
+    moving_streams.assert_same(found, expected)
+    until(lambda: deployed.view().phase == "steady", "all replicas are back", timeout_s=300)
+    ((shape, replicas),) = pools.items()
+    step_timeout_s = plan_of(deployed.model).step_timeout_s
+    restart_s = 0.0 if replicas > 1 else MOST_STARTS * deployed.view().start_s[shape]
+    longest_s = max(answer.longest_gap_s for answer in found)
+    assert step_timeout_s - 1 < longest_s < step_timeout_s + NOTICED_S + restart_s
+    until(lambda: has_ended(hung), "it has not been left behind", timeout_s=2 * ENDED_S)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", ["tp1", "tp2"])
+def test_no_process_of_an_engine_outlives_its_replica(shape: str, deploy: Callable[..., Any]) -> None:
+    """It would keep its GPU's memory, so that no other engine starts there.
+
+    vLLM's EngineCore does not notice that its parent has gone (vllm/v1/engine/core.py). Ray ends it: an actor has a
+    process group of its own, which the raylet kills when the actor has died (RAY_process_group_cleanup_enabled).
+    """
+    deployed = deploy("tiny-llama", {shape: 1})
+    replica = replica_process(deployed)
+    children = replica.children(recursive=True)
+    assert any("EngineCore" in " ".join(child.cmdline()) for child in children)
+    engine = {*children, *(psutil.Process(worker.pid) for worker in deployed.report().found.workers)}
+    replica.kill()
+    until(lambda: all(map(has_ended, engine)), "the engine has ended with its replica", timeout_s=ENDED_S)
+    until(lambda: deployed.view().phase == "steady", "the replica is back", timeout_s=300)
 
 
 @pytest.mark.parametrize("lose", [kill_controller, kill_serve_controller])

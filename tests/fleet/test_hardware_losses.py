@@ -10,7 +10,19 @@ import moving_streams
 import psutil
 import pytest
 from running_system import Deployed, until
-from simulated_fleet import HEAD, System, is_alive, ray_node, reach, seen, settled, shapes_of, when, when_busy
+from simulated_fleet import (
+    HEAD,
+    System,
+    is_alive,
+    names_of,
+    ray_node,
+    reach,
+    seen,
+    settled,
+    shapes_of,
+    when,
+    when_busy,
+)
 
 from deployments.control.wire import FleetView, PoolsTarget
 from deployments.peer import LEASE_S
@@ -139,13 +151,26 @@ def test_requests_leave_a_replica_that_hangs(system: System, undisturbed: Undist
 
 
 @pytest.mark.slow
-def test_requests_leave_a_node_that_has_been_given_notice(system: System, undisturbed: Undisturbed) -> None:
-    """Only the second stage is there: neither the actor of the replica nor its first rank."""
+@pytest.mark.parametrize(
+    ("wanted", "rank"),
+    [
+        pytest.param("tp2pp2", -1, id="a-shard"),  # the second stage: neither the replica's actor nor its first rank
+        pytest.param("tp2pp2", 0, id="its-actor"),
+        pytest.param("pp2", 0, id="all-of-it"),  # while other nodes have room
+    ],
+)
+def test_requests_leave_a_node_that_has_been_given_notice(
+    wanted: str, rank: int, system: System, undisturbed: Undisturbed
+) -> None:
+    """Serve looks only at the node of the actor: there it has a second replica of the application wait for a place."""
+    for model in set(system.served):  # what serves first then sits on the head
+        system.remove(model)
     deployed = system.deploy({"tp2": 1})
     expected = undisturbed(deployed)
-    (replica,) = reach(deployed, {"tp2pp2": 1}).replicas
-    noticed = replica.seats[-1].node
-    assert noticed not in {HEAD, replica.seats[0].node}
+    (replica,) = reach(deployed, {wanted: 1}).replicas
+    noticed = replica.seats[rank].node
+    assert noticed != HEAD
+    assert (noticed == replica.seats[0].node) == (rank == 0)
     newest = deployed.control.events().newest
 
     def give_notice() -> None:
@@ -157,15 +182,15 @@ def test_requests_leave_a_node_that_has_been_given_notice(system: System, undist
     found = live_streams.during(deployed.url, live_streams.requests(deployed.model), give_notice)
     live_streams.assert_unnoticed(found, expected)
     told = [event.text for event in deployed.control.events(newest).events if event.replica == replica.name]
-    (moved,) = [number for number, text in enumerate(told) if text.startswith("Move its requests.")]
-    assert f"lost or leaving: {noticed}" in told[moved]
+    (left, *_) = [number for number, text in enumerate(told) if f"lost or leaving: {noticed}" in text]
     (stopped,) = [number for number, text in enumerate(told) if text.startswith("Stop.")]
     assert "no requests left" in told[stopped], "they had left before it was stopped"
-    assert moved < stopped
+    assert left < stopped
     until(lambda: not is_alive(noticed), "the node goes when its time is over", timeout_s=90)
     view = seen(deployed)
     assert view is not None
-    assert shapes_of(view) == ["tp2pp2"]
+    assert shapes_of(view) == [wanted]
+    assert replica.name not in names_of(view), "another one serves, not the same one started again"
     system.assert_tidy()
 
 

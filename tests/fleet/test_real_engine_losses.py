@@ -12,6 +12,7 @@ import live_streams
 import moving_streams
 import psutil
 import pytest
+from moving_streams import Answer
 from repartition_losses import lose_amid, replica_process
 from running_system import ENGINE_ARGS, Deployed, until
 from simulated_fleet import (
@@ -30,11 +31,13 @@ from deployments import fleet
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
 MODEL = "real"
+STEP_TIMEOUT_S = 20.0
+NOTICED_S = 10.0  # beyond it, on a machine that is busy: a look each second, and the way to another replica
 TOKENS = 500  # seconds of generation, so that there is a drain to be met
 INGRESS = f"ServeReplica:{MODEL}--ingress--"
 
 Find = Callable[[System, set[str]], psutil.Process]  # a process of this replica
-Undisturbed = Callable[[Deployed], list[moving_streams.Answer]]
+Undisturbed = Callable[[Deployed], list[Answer]]
 
 
 @pytest.fixture
@@ -43,7 +46,7 @@ def deployed(system: System) -> Deployed:
     for model in set(system.served) - {MODEL}:
         system.remove(model)
     if MODEL not in system.served:
-        plan = plan_of(MODEL, ENGINE_ARGS, ingresses=2, simulated=None, spec=None)
+        plan = plan_of(MODEL, ENGINE_ARGS, ingresses=2, step_timeout_s=STEP_TIMEOUT_S, simulated=None, spec=None)
         return system.serve(plan, {"tp2": 1})
     until(lambda: settled(system.served[MODEL]), "it serves", timeout_s=240)
     return system.served[MODEL]
@@ -52,9 +55,9 @@ def deployed(system: System) -> Deployed:
 @pytest.fixture(scope="module")
 def undisturbed() -> Undisturbed:
     """What clients are told when nothing happens; asked once."""
-    kept: list[moving_streams.Answer] = []
+    kept: list[Answer] = []
 
-    def ask(deployed: Deployed) -> list[moving_streams.Answer]:
+    def ask(deployed: Deployed) -> list[Answer]:
         kept.extend([] if kept else moving_streams.run(deployed.url, requests()))
         return kept
 
@@ -127,8 +130,15 @@ def test_no_stream_shows_what_died(
 def test_no_stream_shows_that_a_worker_hung(
     moment: str, system: System, deployed: Deployed, undisturbed: Undisturbed
 ) -> None:
-    """Nothing has died, and no step comes: its replica ends itself when `limits.step_timeout_s` is over."""
-    lose(worker, OLD, moment, system, deployed, undisturbed, by=signal.SIGSTOP)
+    """Nothing has died, and no step comes: its replica ends itself when `limits.step_timeout_s` is over.
+
+    Until the one that comes serves, it is the only one: what it had waits for a start then.
+    """
+    found = lose(worker, OLD, moment, system, deployed, undisturbed, by=signal.SIGSTOP)
+    (replica,) = deployed.view().replicas
+    start_s = deployed.view().start_s[replica.shape] if moment == "starting" else 0.0
+    longest_s = max(answer.longest_gap_s for answers in found for answer in answers)
+    assert longest_s < STEP_TIMEOUT_S + NOTICED_S + start_s
 
 
 def lose(
@@ -139,8 +149,8 @@ def lose(
     deployed: Deployed,
     undisturbed: Undisturbed,
     by: signal.Signals = signal.SIGKILL,
-) -> None:
-    """From tp2 to pp2, or back."""
+) -> list[list[Answer]]:
+    """From tp2 to pp2, or back; all answers to each request."""
     expected = undisturbed(deployed)
     before = deployed.view()
     wanted = "pp2" if shapes_of(before) == ["tp2"] else "tp2"
@@ -154,6 +164,7 @@ def lose(
             moving_streams.assert_same_stream(index, answer, expected[index])
     assert shapes_of(deployed.view()) == [wanted]
     system.assert_tidy()
+    return found
 
 
 def let_others_start(system: System, replica: set[str]) -> None:
