@@ -59,11 +59,11 @@ def islands_of(shape: Shape, room: Mapping[str, int]) -> dict[str, int] | None:
 
 def have_room(shapes: Sequence[Shape], room: Mapping[str, int]) -> bool:
     """Whether all of `shapes` find room, one after the other."""
-    widths = list(dict.fromkeys(shape.tp for shape in shapes))
-    if any(wide % narrow for wide, narrow in pairwise(widths)):
+    if any(before.tp % after.tp for before, after in pairwise(shapes)):
         return _fit_in_turn(shapes, room)
-    # Wherever a group sits, it takes the room of as many narrower ones as its width holds: only sums matter.
-    usable = {tp: sum(free - free % tp for free in room.values()) for tp in widths}
+    # Wherever a group sits, it takes the room of as many narrower ones as its width holds: only sums matter, as long as
+    # no wider one follows.
+    usable = {tp: sum(free - free % tp for free in room.values()) for tp in {shape.tp for shape in shapes}}
     needed = 0
     for shape in shapes:
         needed += shape.gpus
