@@ -1,11 +1,11 @@
 """Policies that know the trace: the best fleet that never changes, and the best plan of changes.
 
 The plan is the dynamic programme's, run again in the simulator for the price of a miss at which it just keeps the SLO,
-and then made cheaper by hand: changes are moved in time as long as the SLO is kept.
+and then made cheaper by hand: changes are moved in time as long as the SLO is kept. So it can be done, and need not be
+the cheapest that can be; `bound` says how much cheaper another could be.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
 import numpy as np
 
@@ -32,23 +32,32 @@ _EXACT_S = 1e-6
 def best_static(scenario: Scenario, trace: Trace, performance: Performance) -> Scripted:
     """The cheapest fleet that is taken on at the first tick and kept, and keeps the SLO."""
     tried = trials(trace, scenario, promising(scenario, trace, performance))
-    return _Judge(scenario, trace).best(_statics(tried, scenario), "best-static")
+    return Scripted(steps=min(_statics(tried, scenario), key=_Judge(scenario, trace).rank), name="best-static")
 
 
 def clairvoyant(scenario: Scenario, trace: Trace, performance: Performance, *, repartition: bool = True) -> Scripted:
-    """The cheapest plan that keeps the SLO; without `repartition`, of the initial shapes only."""
-    shapes = promising(scenario, trace, performance) if repartition else tuple(scenario.initial)
+    """The cheapest plan that keeps the SLO; without `repartition`, of the initial shapes only.
+
+    With it, it is also compared with that, since the programme knows more of what one shape does than of changes.
+    """
+    judge, initial = _Judge(scenario, trace), tuple(scenario.initial)
+    choices = [initial, promising(scenario, trace, performance)] if repartition else [initial]
+    plans = [plan for shapes in choices for plan in _plans(scenario, trace, shapes, judge)]
+    best = _polished(min(plans, key=judge.rank), judge, scenario)
+    return Scripted(steps=best, name="clairvoyant" if repartition else "clairvoyant-no-repartition")
+
+
+def _plans(scenario: Scenario, trace: Trace, shapes: Sequence[Shape], judge: "_Judge") -> Iterator[Steps]:
+    """Fleets of these shapes that never change, and the programme's plans around the price that just keeps the SLO."""
     tried = trials(trace, scenario, shapes)
-    programme, judge = Programme(tried, scenario), _Judge(scenario, trace)
-    name = "clairvoyant" if repartition else "clairvoyant-no-repartition"
+    yield from _statics(tried, scenario)
+    programme = Programme(tried, scenario)
     low, high = np.log(_PRICES)
-    plans = list(_statics(tried, scenario))
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
         steps = scripted(programme.plan(float(np.exp(middle))), scenario)
-        plans.append(steps)
+        yield steps
         low, high = (low, middle) if judge.keeps(steps) else (middle, high)
-    return _polished(judge.best(plans, name), judge, scenario)
 
 
 def scripted(plan: Sequence[Pools], scenario: Scenario) -> Steps:
@@ -110,14 +119,9 @@ class _Judge:
         """Whether enough requests keep the SLO."""
         return self.rank(steps)[0] == 0
 
-    def best(self, plans: Sequence[Steps] | Iterator[Steps], name: str) -> Scripted:
-        """Of some plans."""
-        return Scripted(steps=min(plans, key=self.rank), name=name)
 
-
-def _polished(found: Scripted, judge: _Judge, scenario: Scenario) -> Scripted:
-    """The plan with its changes moved, made one by one, or left out, while that is better."""
-    best = found.steps
+def _polished(best: Steps, judge: _Judge, scenario: Scenario) -> Steps:
+    """The plan with its changes moved or left out, one by one, while that is better."""
     for _ in range(_ROUNDS):
         before = best
         for at in range(1, len(best)):
@@ -127,7 +131,7 @@ def _polished(found: Scripted, judge: _Judge, scenario: Scenario) -> Scripted:
                     break
         if best == before:
             break
-    return replace(found, steps=best)
+    return best
 
 
 def _moved(steps: Steps, at: int, tick_s: float) -> Iterator[Steps]:

@@ -17,7 +17,7 @@ from placement import Shape
 MINUTE_S = 60.0
 _MOST_SHAPES = 6
 _MIXED_SHAPES = 3  # of them, those that are tried two at a time
-_NONE_MISSED = 1e-4  # share of the arrivals: more replicas would gain nothing
+_HARDLY_MISSED = 0.05  # of what may be missed: more replicas would gain next to nothing
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -37,21 +37,21 @@ def trials(trace: Trace, scenario: Scenario, shapes: Sequence[Shape]) -> Trials:
     found: dict[tuple[tuple[Shape, int], ...], tuple[Pools, Array]] = {}
     arrivals = np.zeros(0)
 
-    def tried(pools: Pools) -> float:
+    def misses_hardly_any(pools: Pools) -> bool:
         nonlocal arrivals
         missed, arrivals = _missed(trace, scenario, pools)
         found[tuple(pools.items())] = pools, missed
-        return float(missed.sum() / max(1.0, arrivals.sum()))
+        return bool(missed.sum() <= _HARDLY_MISSED * (1 - scenario.slo.percentile) * arrivals.sum())
 
-    tried(pools_of(scenario.initial))
+    misses_hardly_any(pools_of(scenario.initial))
     enough = scenario.max_gpus
     for shape in shapes:
         for replicas in range(1, scenario.max_gpus // shape.gpus + 1):
-            if tried({shape: replicas}) <= _NONE_MISSED:
+            if misses_hardly_any({shape: replicas}):
                 enough = min(enough, shape.gpus * replicas)
                 break
     for pools in _mixed(shapes[:_MIXED_SHAPES], enough):
-        tried(pools)
+        misses_hardly_any(pools)
     fleets, missed = zip(*found.values(), strict=True)
     return Trials(fleets=fleets, missed=np.array(missed), arrivals=arrivals)
 
