@@ -60,14 +60,14 @@ COMMANDS = {
     "simulate": [
         *("--trace", "--cluster", "--model", "--policy", "--ttft", "--tpot", "--percentile", "--slo", "--initial"),
         *("--shapes", "--max-gpus", "--start-time", "--truth", "--prefix-hits", "--precision", "--kv-cache"),
-        *("--calibration", "--seed", "--out", "--json"),
+        *("--calibration", "--seed", "--out", "--json", "--settings", "--begins"),
     ],
     "whatif": [
         *("--prometheus", "--trace", "--model", "--since", "--scrape-interval", "--token-file", "--ca-file"),
         *("--user", "--password-file"),
         *("--prefix-hits", "--source", "--cluster", "--ttft", "--tpot", "--percentile", "--initial", "--shapes"),
         *("--max-gpus", "--start-time", "--precision", "--kv-cache", "--calibration", "--policies", "--seed"),
-        *("--out", "--json"),
+        *("--out", "--json", "--settings", "--begins"),
     ],
     "load": [
         "SCENARIO",

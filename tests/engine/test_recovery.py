@@ -191,7 +191,7 @@ def test_an_ingress_that_dies_breaks_its_connections_and_comes_back(deploy: Call
     deployed = deploy("tiny-llama", {"tp1": 2})
     before = workers(deployed)
     requests = moving_streams.bodies(deployed.model, 2, LONG_TOKENS)
-    found = moving_streams.run(deployed.url, requests, lambda: process("ingress:ingress").kill())
+    found = moving_streams.run(deployed.url, requests, lambda: process("--ingress--").kill())
     assert all("Error" in answer.error for answer in found), [(each.error, each.finish_reasons) for each in found]
     until(lambda: _answers(deployed.url), "it answers again", timeout_s=120)
     assert workers(deployed) == before
