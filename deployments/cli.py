@@ -31,7 +31,7 @@ from deployments.control.client import ControlClient, ControlError
 from deployments.control.commands import add_fleet_commands
 from deployments.discovery import commands as discovery
 from deployments.model_source import download_config, find_config
-from deployments.run_record import RunRecordError, ServedModel, record_path
+from deployments.run_record import RunRecord, RunRecordError, ServedModel, record_path
 from loadtests import bench_commands, load_command
 from placement import cli as planning
 
@@ -147,9 +147,8 @@ def _add_config(command: argparse.ArgumentParser) -> None:
 
 def _serve(arguments: argparse.Namespace) -> int:
     path = record_path(os.environ, Path.cwd())
-    running = run_record.read(path)
-    running = running if running is not None and run_record.is_alive(running) else None
-    checked = _downloaded(_checked(_config(arguments)))
+    running = _running(path)
+    checked = _downloaded(_checked(_config(arguments), running), running)
     say = _progress()
     if running is not None:
         there = ", ".join(f"{model.name} at {model.url}" for model in running.models)
@@ -225,7 +224,7 @@ def _check(arguments: argparse.Namespace) -> int:
     if arguments.fields:
         print(reference(Config))
         return 0
-    checked = _checked(_config(arguments))
+    checked = _checked(_config(arguments), _running(record_path(os.environ, Path.cwd())))
     for note in checked.notes:
         print(f"note: {note}")
     for model in checked.models:
@@ -236,9 +235,14 @@ def _check(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _checked(config: Config) -> Checked:
-    record = run_record.read(record_path(os.environ, Path.cwd()))
-    ours = run_record.ports(record) if record is not None and run_record.is_alive(record) else frozenset()
+def _running(path: Path) -> RunRecord | None:
+    """What is served from this directory, if it still is."""
+    record = run_record.read(path)
+    return record if record is not None and run_record.is_alive(record) else None
+
+
+def _checked(config: Config, running: RunRecord | None) -> Checked:
+    ours = run_record.ports(running) if running is not None else frozenset()
 
     def is_free(host: str, port: int) -> bool:
         return port in ours or port_is_free(host, port)
@@ -246,13 +250,13 @@ def _checked(config: Config) -> Checked:
     return check(config, environ=os.environ, port_is_free=is_free)
 
 
-def _downloaded(checked: Checked) -> Checked:
+def _downloaded(checked: Checked, running: RunRecord | None) -> Checked:
     """What is known when the config of every model is here."""
     missing = [model for model in checked.models if model.source.hf_config is None]
     for model in missing:
         with about(model.section):
             download_config(model.config, os.environ)
-    return _checked(checked.config) if missing else checked
+    return _checked(checked.config, running) if missing else checked
 
 
 def _failed(message: object) -> int:

@@ -37,16 +37,14 @@ def start_cluster(config: ClusterConfig, environ: Mapping[str, str], say: Say) -
         match config:
             case SimulatedClusterConfig(islands=islands, gpus_per_island=gpus):
                 say(f"starting a Ray cluster of {islands} simulated nodes with {gpus} GPUs each")
-                started = local_cluster.start_simulated(islands, gpus, environ)
+                return local_cluster.start_simulated(islands, gpus, environ)
             case LocalClusterConfig():
                 say("starting Ray on the GPUs of this machine")
-                started = local_cluster.start(environ)
+                return local_cluster.start(environ)
             case RayClusterConfig():
                 return None
     except ClusterStartError as error:
         raise LaunchError(str(error)) from error
-    local_cluster.present_token(started)
-    return started
 
 
 def discover(config: Config) -> Inventory:
