@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from deployments.engine_args import assigned
+
 _OTHERS = ("_TEXT_GENERATION_MODELS", "_MULTIMODAL_MODELS", "_SPECULATIVE_DECODING_MODELS")
 _POOLING = (
     "_EMBEDDING_MODELS",
@@ -46,25 +48,15 @@ class Architectures:
 @cache
 def read_architectures(vllm: Path) -> Architectures:
     """What the vLLM in a folder knows."""
-    registry = _assigned(vllm / "model_executor" / "models" / "registry.py")
+    registry = assigned(vllm / "model_executor" / "models" / "registry.py")
     others = frozenset(name for table in _OTHERS for name in _keys(registry[table]))
     pooling = frozenset(name for table in _POOLING for name in _keys(registry[table]))
-    endings = ast.literal_eval(_assigned(vllm / "config" / "model.py")[_ENDINGS])
+    endings = ast.literal_eval(assigned(vllm / "config" / "model.py")[_ENDINGS])
     return Architectures(
         pooling=pooling - others,  # some others can pool as well
         others=others,
         endings=tuple((ending, runner) for ending, (runner, _) in endings),
     )
-
-
-def _assigned(path: Path) -> dict[str, ast.expr]:
-    """What the module at `path` assigns to names."""
-    found: dict[str, ast.expr] = {}
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
-            target = node.target if isinstance(node, ast.AnnAssign) else node.targets[0]
-            found[ast.unparse(target)] = node.value
-    return found
 
 
 def _keys(table: ast.expr) -> Iterator[str]:

@@ -155,11 +155,20 @@ def read_arguments(vllm: Path) -> dict[str, str]:
 def read_parsers(vllm: Path, *, kind: str) -> tuple[str, ...]:
     """The names of vLLM's parsers of a `kind`, which is "tool_parsers" or "reasoning"."""
     tables = {"tool_parsers": "_TOOL_PARSERS_TO_REGISTER", "reasoning": "_REASONING_PARSERS_TO_REGISTER"}
-    tree = ast.parse((vllm / kind / "__init__.py").read_text(encoding="utf-8"))
-    for node in tree.body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == tables[kind]:
-            return tuple(ast.literal_eval(node.value))
-    raise LookupError(f"{vllm / kind} has no {tables[kind]}: not a vLLM this version of Archipelago knows")
+    table = assigned(vllm / kind / "__init__.py").get(tables[kind])
+    if table is None:
+        raise LookupError(f"{vllm / kind} has no {tables[kind]}: not a vLLM this version of Archipelago knows")
+    return tuple(ast.literal_eval(table))
+
+
+def assigned(path: Path) -> dict[str, ast.expr]:
+    """What the module at `path` assigns to names, without importing it."""
+    found: dict[str, ast.expr] = {}
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
+            target = node.target if isinstance(node, ast.AnnAssign) else node.targets[0]
+            found[ast.unparse(target)] = node.value
+    return found
 
 
 def argument_problems(field: str, engine: Mapping[str, Any], known: Mapping[str, str] | None) -> dict[str, str]:
